@@ -1,0 +1,1 @@
+"""What travels: topics, messages, programs and tensors. Pure: bytes in, values out."""

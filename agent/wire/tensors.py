@@ -1,0 +1,76 @@
+"""The msgpack form of a tensor: a map of `dtype`, `shape` and little-endian C-order `data`."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import msgspec
+import numpy as np
+
+from agent.errors import WireError
+from agent.wire.program import DType, Extent
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_RANK = 8
+
+
+class TensorMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor on the wire: numpy dtype name, shape, and its elements in C order."""
+
+    dtype: DType
+    shape: tuple[Extent, ...]
+    data: bytes
+
+
+def pack(value: object) -> bytes:
+    """Encode a struct of messages (or a value made of them) as msgpack."""
+    return bytes(msgpack.packb(msgspec.to_builtins(value, builtin_types=(bytes, memoryview))))
+
+
+def unpack(payload: bytes | bytearray | memoryview, limit: int) -> Any:
+    """Decode msgpack of at most `limit` bytes into plain values, refusing anything else.
+
+    Raises:
+        WireError: if the payload is too long, truncated or not msgpack.
+    """
+    if len(payload) > limit:
+        raise WireError(f"a message of {len(payload)} bytes is over the limit of {limit} bytes")
+    try:
+        return msgpack.unpackb(payload, max_buffer_size=limit, strict_map_key=True)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise WireError(f"not a msgpack message: {error or type(error).__name__}") from error
+
+
+def array_of(dtype: str, shape: tuple[int, ...], data: bytes) -> NDArray[Any]:
+    """Return `data` as a read-only array without a copy.
+
+    Raises:
+        WireError: if the number of bytes does not match dtype and shape.
+    """
+    expected = prod(shape) * np.dtype(dtype).itemsize
+    if len(shape) > MAX_RANK or len(data) != expected:
+        raise WireError(f"{len(data)} bytes of data for {dtype} {shape}: expected {expected}")
+    return np.frombuffer(data, dtype=np.dtype(dtype).newbyteorder("<")).reshape(shape)
+
+
+def encode_tensor(array: NDArray[Any]) -> bytes:
+    """Encode an array as a msgpack tensor message."""
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return pack(TensorMessage(array.dtype.name, array.shape, little.tobytes()))
+
+
+def decode_tensor(payload: bytes, limit: int = 1 << 30) -> NDArray[Any]:
+    """Decode a msgpack tensor message of at most `limit` bytes.
+
+    Raises:
+        WireError: if it is not one, or its bytes do not match its shape.
+    """
+    try:
+        message = msgspec.convert(unpack(payload, limit), type=TensorMessage)
+    except msgspec.ValidationError as error:
+        raise WireError(f"not a msgpack tensor: {error}") from error
+    return array_of(message.dtype, message.shape, message.data)
