@@ -37,9 +37,7 @@ def contains(outer: Region, inner: Region) -> bool:
 
 def intersect(left: Region, right: Region) -> Region | None:
     """Return the elements in both regions (of the same rank), or None where there are none."""
-    common = tuple(
-        (max(a, c), min(b, d)) for (a, b), (c, d) in zip(left, right, strict=True)
-    )
+    common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(left, right, strict=True))
     return common if all(start < stop for start, stop in common) else None
 
 
@@ -56,9 +54,7 @@ def subtract(region: Region, hole: Region) -> list[Region]:
         return [region]
     rest: list[Region] = []
     core = list(region)
-    for axis, ((start, stop), (cut_start, cut_stop)) in enumerate(
-        zip(region, common, strict=True)
-    ):
+    for axis, ((start, stop), (cut_start, cut_stop)) in enumerate(zip(region, common, strict=True)):
         for edge in ((start, cut_start), (cut_stop, stop)):
             if edge[0] < edge[1]:
                 rest.append((*core[:axis], edge, *core[axis + 1 :]))
@@ -78,9 +74,7 @@ def missing(region: Region, held: Iterable[Region]) -> list[Region]:
 
 def slices_within(region: Region, outer: Region) -> tuple[slice, ...]:
     """Return the index of `region` into an array that holds exactly `outer`."""
-    return tuple(
-        slice(a - c, b - c) for (a, b), (c, _) in zip(region, outer, strict=True)
-    )
+    return tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(region, outer, strict=True))
 
 
 def split_rows(region: Region, axis: int, rows: int) -> list[Region]:

@@ -135,8 +135,7 @@ def decode_program(content: bytes) -> Program:
             raise WireError(f"the program refers to tensor {part.tensor}, which it does not have")
         shape = program.tensors[part.tensor].shape
         fits = len(part.region) == len(shape) and all(
-            start < stop <= extent
-            for (start, stop), extent in zip(part.region, shape, strict=True)
+            start < stop <= extent for (start, stop), extent in zip(part.region, shape, strict=True)
         )
         if not fits:
             name = program.tensors[part.tensor].name
@@ -151,3 +150,9 @@ def decode_program(content: bytes) -> Program:
 def _parts(program: Program) -> list[Part]:
     stepped = [part for step in program.steps for part in (*step.reads, *step.writes)]
     return [*stepped, *(send.part for send in program.sends), *program.answers]
+
+
+def plan_digest(programs: dict[str, BlobRef], epoch: int, coordinator: str) -> str:
+    """Return the name of a plan: no two plans of any coordinators share it."""
+    content = {"programs": programs, "epoch": epoch, "coordinator": coordinator}
+    return sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()

@@ -40,7 +40,7 @@ def unpack(payload: bytes | bytearray | memoryview, limit: int) -> Any:
     if len(payload) > limit:
         raise WireError(f"a message of {len(payload)} bytes is over the limit of {limit} bytes")
     try:
-        return msgpack.unpackb(payload, max_buffer_size=limit, strict_map_key=True)
+        return msgpack.unpackb(payload, strict_map_key=True)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise WireError(f"not a msgpack message: {error or type(error).__name__}") from error
 
@@ -59,8 +59,7 @@ def array_of(dtype: str, shape: tuple[int, ...], data: bytes) -> NDArray[Any]:
 
 def encode_tensor(array: NDArray[Any]) -> bytes:
     """Encode an array as a msgpack tensor message."""
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return pack(TensorMessage(array.dtype.name, array.shape, little.tobytes()))
+    return pack(tensor_message(array))
 
 
 def decode_tensor(payload: bytes, limit: int = 1 << 30) -> NDArray[Any]:
@@ -73,4 +72,24 @@ def decode_tensor(payload: bytes, limit: int = 1 << 30) -> NDArray[Any]:
         message = msgspec.convert(unpack(payload, limit), type=TensorMessage)
     except msgspec.ValidationError as error:
         raise WireError(f"not a msgpack tensor: {error}") from error
+    return array_of(message.dtype, message.shape, message.data)
+
+
+def itemsize(dtype: str) -> int:
+    """Return the bytes that an element of `dtype` takes."""
+    return np.dtype(dtype).itemsize
+
+
+def tensor_message(array: NDArray[Any]) -> TensorMessage:
+    """Return an array as the message that carries it."""
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return TensorMessage(array.dtype.name, array.shape, little.tobytes())
+
+
+def message_array(message: TensorMessage) -> NDArray[Any]:
+    """Return the array that a message carries, read-only.
+
+    Raises:
+        WireError: if its bytes do not match its shape.
+    """
     return array_of(message.dtype, message.shape, message.data)

@@ -1,0 +1,111 @@
+"""What this device can do: measured once at the start, and how it is now."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+
+from agent.adapters.runtime import Segment
+from agent.wire.messages import Capacity, Health
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.adapters.runtime import RuntimeOptions
+
+PROBE_FLOPS = 2 * 9 * 56 * 56 * (64 * 128 + 128 * 128)
+PROBE_SHAPE = (1, 64, 56, 56)
+PROBE_RUNS = 3
+COPY_BYTES = 16 << 20
+
+
+def measure_capacity(
+    options: RuntimeOptions,
+    memory_limit_bytes: int | None,
+    link_latency_s: float,
+    link_bytes_per_s: float,
+) -> Capacity:
+    """Measure the compute rate on a small convolution, and memory bandwidth; well under 1 s."""
+    return Capacity(
+        cpu=cpu_model(),
+        cores=os.cpu_count() or 1,
+        threads=options.threads or len(os.sched_getaffinity(0)),
+        memory_bytes=psutil.virtual_memory().total,
+        providers=options.providers,
+        flops_per_s=measure_flops(options),
+        memory_bytes_per_s=measure_copy(),
+        link_latency_s=link_latency_s,
+        link_bytes_per_s=link_bytes_per_s,
+        memory_limit_bytes=memory_limit_bytes,
+    )
+
+
+def measure_flops(options: RuntimeOptions) -> float:
+    """Return the rate, in flop/s, of two 3x3 convolutions like those in the middle of a CNN."""
+    graph = files("agent.adapters").joinpath("probe.onnx").read_bytes()
+    segment = Segment(graph, {}, options)
+    image = np.ones(PROBE_SHAPE, np.float32)
+    segment.run([image])
+    return PROBE_FLOPS / _fastest(lambda: segment.run([image]))
+
+
+def measure_copy() -> float:
+    """Return how many bytes a second one thread copies in memory."""
+    source = np.ones(COPY_BYTES, np.uint8)
+    target = np.empty_like(source)
+    return COPY_BYTES / _fastest(lambda: np.copyto(target, source))
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(PROBE_RUNS):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def measure_health() -> Health:
+    """Return load, memory and temperature as they are now."""
+    memory = psutil.virtual_memory()
+    return Health(
+        load=round(psutil.getloadavg()[0], 2),
+        memory_available_bytes=memory.available,
+        memory_used_bytes=psutil.Process().memory_info().rss,
+        temperature_c=temperature(),
+    )
+
+
+def temperature() -> float | None:
+    """Return the hottest sensor's temperature in degrees Celsius, where there is one."""
+    sensors: dict[str, Any] = getattr(psutil, "sensors_temperatures", dict)()
+    readings = [sensor.current for group in sensors.values() for sensor in group]
+    return max(readings, default=None)
+
+
+def cpu_model() -> str:
+    """Return the processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    for key in ("Model", "model name", "Hardware"):
+        for line in lines:
+            if line.startswith(key) and ":" in line:
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def runtime_versions() -> dict[str, str]:
+    """Return the versions that decide what a segment computes here."""
+    return {
+        "python": platform.python_version(),
+        "onnxruntime": metadata.version("onnxruntime"),
+        "numpy": np.__version__,
+    }

@@ -1,0 +1,132 @@
+"""What the executor does with arrays: assemble pieces, run segments, cut regions out."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from agent.adapters.runtime import RuntimeOptions, Segment
+from agent.geometry import intersect, shape_of, slices_within
+from agent.wire.tensors import array_of, itemsize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from agent.geometry import Region
+    from agent.wire.program import Program, SegmentSpec, TensorSpec, WeightSpec
+    from agent.worker.events import Held
+
+
+class Image(Protocol):
+    """A decoded request that can give any region of the model's input tensor."""
+
+    def region(self, region: Region) -> NDArray[Any]:
+        """Return exactly `region`, contiguous."""
+        ...
+
+
+def gather(region: Region, dtype: str, pieces: Sequence[Held]) -> NDArray[Any]:
+    """Return a contiguous array of `region` assembled from the pieces that cover it.
+
+    A piece's data is an array, the bytes of one, or an `Image`. Without need nothing is copied.
+    """
+    if len(pieces) == 1:
+        return np.ascontiguousarray(_view(pieces[0], region, dtype))
+    assembled = np.empty(shape_of(region), np.dtype(dtype))
+    for piece in pieces:
+        common = intersect(piece.region, region)
+        if common is not None:
+            assembled[slices_within(common, region)] = _view(piece, common, dtype)
+    return assembled
+
+
+def _view(piece: Held, region: Region, dtype: str) -> NDArray[Any]:
+    data = piece.data
+    if isinstance(data, bytes):
+        data = array_of(dtype, shape_of(piece.region), data)
+    if not isinstance(data, np.ndarray):
+        return data.region(region)  # type: ignore[no-any-return]
+    return data[slices_within(region, piece.region)]
+
+
+def read_weight(spec: WeightSpec, read_blob: Callable[[str], memoryview | bytes]) -> NDArray[Any]:
+    """Return a segment's weight from the blobs that hold it; one whole blob is not copied."""
+    elements = prod(spec.shape)
+    if len(spec.parts) == 1:
+        content = read_blob(spec.parts[0].digest)
+        flat = np.frombuffer(content, np.dtype(spec.dtype), elements, spec.offset)
+        return flat.reshape(spec.shape)
+    nbytes = elements * itemsize(spec.dtype)
+    joined = np.empty(nbytes, np.uint8)
+    position = -spec.offset
+    for part in spec.parts:
+        source = np.frombuffer(read_blob(part.digest), np.uint8)
+        first, last = max(0, -position), min(part.nbytes, nbytes - position)
+        joined[position + first : position + last] = source[first:last]
+        position += part.nbytes
+    return joined.view(np.dtype(spec.dtype)).reshape(spec.shape)
+
+
+class LoadedProgram:
+    """A program whose segments are loaded.
+
+    `segments` may be shared with other programs: equal segments are loaded once.
+    """
+
+    def __init__(self, program: Program, segments: Sequence[Segment]) -> None:
+        self.program = program
+        self._segments = segments
+
+    def tensor(self, index: int) -> TensorSpec:
+        """Return the program's tensor `index`."""
+        return self.program.tensors[index]
+
+    def run(self, step: int, inputs: Sequence[Sequence[Held]]) -> tuple[NDArray[Any], ...]:
+        """Run a step on the pieces that cover each of its reads; one array for each write."""
+        spec = self.program.steps[step]
+        arrays = [
+            gather(part.region, self.tensor(part.tensor).dtype, pieces)
+            for part, pieces in zip(spec.reads, inputs, strict=True)
+        ]
+        return tuple(self._segments[spec.segment].run(arrays))
+
+    def outputs(self, pieces: Sequence[Sequence[Held]]) -> dict[str, NDArray[Any]]:
+        """Return the model's outputs by name from the pieces that cover each answer part."""
+        return {
+            self.tensor(part.tensor).name: gather(part.region, self.tensor(part.tensor).dtype, held)
+            for part, held in zip(self.program.answers, pieces, strict=True)
+        }
+
+
+class Loader:
+    """Loads programs; segments that another loaded program has are shared, not loaded again."""
+
+    def __init__(
+        self, read_blob: Callable[[str], memoryview | bytes], options: RuntimeOptions
+    ) -> None:
+        self._read_blob = read_blob
+        self._options = options
+        self._loaded: dict[SegmentSpec, Segment] = {}
+
+    def load(self, program: Program) -> LoadedProgram:
+        """Load every segment of `program`.
+
+        Raises:
+            HaloMQError: if a blob is missing or damaged, or onnxruntime refuses a segment.
+        """
+        for spec in program.segments:
+            if spec not in self._loaded:
+                weights = {w.name: read_weight(w, self._read_blob) for w in spec.weights}
+                graph = bytes(self._read_blob(spec.graph.digest))
+                self._loaded[spec] = Segment(graph, weights, self._options)
+        return LoadedProgram(program, [self._loaded[spec] for spec in program.segments])
+
+    def retain(self, programs: Sequence[Program]) -> None:
+        """Forget every segment that none of `programs` uses."""
+        used = {spec for program in programs for spec in program.segments}
+        for spec in [spec for spec in self._loaded if spec not in used]:
+            del self._loaded[spec]

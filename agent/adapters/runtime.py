@@ -1,0 +1,102 @@
+"""onnxruntime: segments with weights that live outside, and whole models for comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from agent.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+Array = np.ndarray[Any, Any]
+
+# What fails is raised as well; printed too, it would only look like a second failure.
+_FATAL_ONLY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """How sessions run: onnxruntime's providers by preference, and threads in an operator."""
+
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    threads: int = 1
+
+
+class Segment:
+    """A loaded segment; its i-th input and output are those of its graph, in order."""
+
+    def __init__(self, graph: bytes, weights: Mapping[str, Array], options: RuntimeOptions) -> None:
+        """Load a graph whose external initializers are `weights`.
+
+        Raises:
+            ModelError: if onnxruntime refuses the graph or a weight is missing.
+        """
+        settings = _settings(options)
+        # The session reads these arrays in place, for as long as it lives.
+        self._weights = [_value(array) for array in weights.values()]
+        settings.add_external_initializers(list(weights), self._weights)
+        self._session = _session(graph, settings, options)
+        self._inputs = [value.name for value in self._session.get_inputs()]
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Compute the outputs.
+
+        Raises:
+            InputError: if the inputs are not what the graph takes, or onnxruntime fails.
+        """
+        if len(inputs) != len(self._inputs):
+            raise InputError(f"the segment takes {len(self._inputs)} inputs, not {len(inputs)}")
+        return _run(self._session, dict(zip(self._inputs, inputs, strict=True)))
+
+
+def run_whole(path: Path, inputs: Sequence[Array], options: RuntimeOptions) -> list[Array]:
+    """Run the original model on this device alone, at onnxruntime's default optimisation.
+
+    Raises:
+        ModelError: if onnxruntime cannot load the model.
+        InputError: if the inputs do not fit.
+    """
+    session = _session(str(path), _settings(options), options)
+    names = [value.name for value in session.get_inputs()]
+    return _run(session, dict(zip(names, inputs, strict=True)))
+
+
+def _settings(options: RuntimeOptions) -> Any:
+    settings = ort.SessionOptions()
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.log_severity_level = _FATAL_ONLY
+    settings.inter_op_num_threads = 1
+    settings.intra_op_num_threads = options.threads
+    if options.threads != 1:
+        # Threads that wait by spinning take the core from the network while halos travel.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return settings
+
+
+def _value(array: Array) -> Any:
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _session(model: bytes | str, settings: Any, options: RuntimeOptions) -> Any:
+    try:
+        return ort.InferenceSession(model, settings, providers=list(options.providers))
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise ModelError(f"onnxruntime cannot load this: {_first_line(error)}") from error
+
+
+def _run(session: Any, feeds: dict[str, Array]) -> list[Array]:
+    try:
+        outputs: list[Array] = session.run(None, feeds)
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise InputError(f"onnxruntime cannot run this: {_first_line(error)}") from error
+    return outputs
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,190 @@
+"""The blob store: content-addressed files in the data directory, with a size limit.
+
+A blob is verified when it is stored and again the first time a process reads it, so a truncated
+or damaged file is noticed, removed and fetched again. The least recently used blobs make room
+for new ones; pinned blobs (those of the plans that are served) stay.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from hashlib import sha256
+from threading import RLock
+from typing import TYPE_CHECKING
+
+from agent.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+Content = bytes | bytearray | memoryview
+
+
+class WrongDigestError(StoreError):
+    """Bytes that do not have the sha256 by which they are addressed."""
+
+
+class BlobStore:
+    """Blobs below `folder`, at most `limit_bytes` of them.
+
+    Safe to use from several threads of one process; a reader's mapping stays valid after eviction.
+
+    Raises:
+        StoreError: if the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self._lock = RLock()
+        self._folder = folder
+        self._limit = limit_bytes
+        self._pinned: set[str] = set()
+        self._verified: set[str] = set()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob("*.tmp"):
+                leftover.unlink()
+            self._sizes = {
+                path.name: path.stat().st_size
+                for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+            }
+        except OSError as error:
+            raise StoreError(
+                f"the data directory {folder} cannot be used: {error.strerror}; "
+                "choose another with data_dir or mend its permissions"
+            ) from error
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._sizes
+
+    @property
+    def used_bytes(self) -> int:
+        """How many bytes all blobs take."""
+        return sum(self._sizes.values())
+
+    def missing(self, blobs: Mapping[str, int]) -> dict[str, int]:
+        """Return those of `blobs` (digest to size) that are not here in full size."""
+        with self._lock:
+            for digest in [d for d, size in blobs.items() if self._sizes.get(d, size) != size]:
+                self.discard(digest)
+            return {digest: size for digest, size in blobs.items() if digest not in self._sizes}
+
+    def pin(self, digests: Iterable[str]) -> None:
+        """Make `digests` the set of blobs that are never evicted."""
+        self._pinned = set(digests)
+
+    def put(self, digest: str, content: Content) -> None:
+        """Verify and store a blob.
+
+        Raises:
+            WrongDigestError: if `content` is not what `digest` names.
+            StoreError: if the store's limit or the disk is full.
+        """
+        with self._lock:
+            if digest in self._sizes:
+                return
+            if sha256(content).hexdigest() != digest:
+                raise WrongDigestError(f"blob {digest[:12]} arrived with wrong bytes")
+            self._make_room(len(content))
+            partial = self._folder / f"{digest}.tmp"
+            try:
+                partial.write_bytes(content)
+                partial.replace(self._folder / digest)
+            except OSError as error:
+                partial.unlink(missing_ok=True)
+                reason = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror)
+                raise StoreError(
+                    f"blob {digest[:12]} ({len(content)} bytes) does not fit into {self._folder}: "
+                    f"{reason}; free some space or choose another data_dir"
+                ) from error
+            self._sizes[digest] = len(content)
+            self._verified.add(digest)
+
+    def read(self, digest: str) -> memoryview:
+        """Return a blob's bytes as a read-only mapping of its file.
+
+        Raises:
+            StoreError: if it is not here, or was damaged on disk (it is removed then).
+        """
+        with self._lock:
+            if digest not in self._sizes:
+                raise StoreError(f"blob {digest[:12]} is not in {self._folder}")
+            path = self._folder / digest
+            try:
+                with path.open("rb") as file:
+                    length = os.fstat(file.fileno()).st_size
+                    content = (
+                        memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                        if length
+                        else memoryview(b"")
+                    )
+                os.utime(path)
+            except OSError as error:
+                self.discard(digest)
+                raise StoreError(f"blob {digest[:12]} cannot be read: {error.strerror}") from error
+            if digest not in self._verified:
+                if sha256(content).hexdigest() != digest:
+                    self.discard(digest)
+                    raise WrongDigestError(f"blob {digest[:12]} was damaged on disk and is removed")
+                self._verified.add(digest)
+            self._sizes[digest] = self._sizes.pop(digest)
+            return content
+
+    def size(self, digest: str) -> int:
+        """Return a stored blob's size in bytes; `KeyError` if it is not here."""
+        return self._sizes[digest]
+
+    def discard(self, digest: str) -> None:
+        """Remove a blob if it is here."""
+        with self._lock:
+            self._sizes.pop(digest, None)
+            self._verified.discard(digest)
+            (self._folder / digest).unlink(missing_ok=True)
+
+    def _make_room(self, nbytes: int) -> None:
+        excess = self.used_bytes + nbytes - self._limit
+        evictable = [digest for digest in self._sizes if digest not in self._pinned]
+        for digest in evictable:
+            if excess <= 0:
+                break
+            excess -= self._sizes[digest]
+            self.discard(digest)
+        if excess > 0:
+            raise StoreError(
+                f"the store {self._folder} is full: {nbytes} bytes more would pass its limit of "
+                f"{self._limit} bytes and everything in it is in use; raise store.limit_mb"
+            )
+
+
+class MemoryBlobs:
+    """A store without disk or limit, for a client that provides a model's blobs."""
+
+    def __init__(self, blobs: Mapping[str, Content]) -> None:
+        self._blobs = dict(blobs)
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._blobs
+
+    def missing(self, blobs: Mapping[str, int]) -> dict[str, int]:
+        """Return those of `blobs` (digest to size) that are not here."""
+        return {digest: size for digest, size in blobs.items() if digest not in self._blobs}
+
+    def put(self, digest: str, content: Content) -> None:
+        """Verify and keep a blob.
+
+        Raises:
+            WrongDigestError: if `content` is not what `digest` names.
+        """
+        if sha256(content).hexdigest() != digest:
+            raise WrongDigestError(f"blob {digest[:12]} has wrong bytes")
+        self._blobs[digest] = content
+
+    def size(self, digest: str) -> int:
+        """Return a blob's size in bytes; `KeyError` if it is not here."""
+        return len(self._blobs[digest])
+
+    def read(self, digest: str) -> memoryview:
+        """Return a blob's bytes; `KeyError` if it is not here."""
+        return memoryview(self._blobs[digest])

@@ -1,0 +1,40 @@
+"""`halomq coordinator`: plan and deploy for the fleet."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from typing import TYPE_CHECKING
+
+from agent.cli.options import configured
+
+if TYPE_CHECKING:
+    from agent.config import Config
+
+
+@partial(configured, device=True)
+def coordinator(config: Config) -> None:
+    """Watch the fleet, plan each deployed model for the devices that are there, ship it.
+
+    It may run beside an agent or anywhere else; requests need it only when devices come or go.
+    Its id is the user name at the broker, or the device's id with "-coordinator" behind it.
+
+    Example: halomq coordinator --host broker.local --fleet workshop
+    """
+    from agent.adapters.logs import start_logging
+    from agent.errors import ConfigError
+
+    try:
+        from agent.service.coordinator import CoordinatorService
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"a coordinator needs the package {error.name}: pip install 'halomq[planner]'"
+        ) from error
+
+    name = config.broker.username or f"{config.device}-coordinator"
+    start_logging(config.log_level, name)
+    service = CoordinatorService(name, config, os.environ)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: service.leave())
+    service.run()

@@ -1,0 +1,5 @@
+"""`halomq demo`: the whole of it on this machine."""
+
+
+def demo() -> None:
+    """Run the demo."""

@@ -1,0 +1,88 @@
+"""Options that several commands share, and how their values become a configuration."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agent.errors import HaloMQError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+_CONNECTION: dict[str, tuple[Any, str, str]] = {
+    "config_file": (Path | None, "--config", "TOML file with settings (docs/configuration.md)."),
+    "broker.host": (str | None, "--host", "Broker's name or address."),
+    "broker.port": (int | None, "--port", "Broker's port."),
+    "broker.username": (str | None, "--username", "User name at the broker."),
+    "broker.password_file": (Path | None, "--password-file", "File with the user's password."),
+    "broker.tls": (bool | None, "--tls/--no-tls", "Connect with TLS."),
+    "broker.ca_file": (Path | None, "--ca-file", "CA certificates that sign the broker's."),
+    "fleet": (str | None, "--fleet", "Name that the devices of one fleet share."),
+}
+_DEVICE: dict[str, tuple[Any, str, str]] = {
+    "device": (str | None, "--device", "This device's id; its user name at the broker."),
+    "data_dir": (Path | None, "--data-dir", "Where weights are kept."),
+    "log_level": (str | None, "--log-level", "debug, info, warning or error."),
+    "runtime.threads": (int | None, "--threads", "Threads for onnxruntime; 0: all cores."),
+    "runtime.memory_limit_mb": (int | None, "--memory-limit-mb", "Memory a plan may use here."),
+}
+
+
+def configured(command: Callable[..., None], *, device: bool = False) -> Callable[..., None]:
+    """Give a command the options of a connection; it gets the resulting `config`."""
+    options = _CONNECTION | (_DEVICE if device else {})
+    names = {setting: setting.replace(".", "_") for setting in options}
+
+    @functools.wraps(command)
+    def wrapper(**arguments: Any) -> None:
+        from agent.config import load_config
+
+        given = {setting: arguments.pop(name) for setting, name in names.items()}
+        file = given.pop("config_file")
+        command(config=load_config(file, os.environ, given), **arguments)
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for name, p in signature.parameters.items() if name != "config"]
+    shared = [
+        inspect.Parameter(
+            names[setting],
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[kind, typer.Option(flag, help=text)],
+        )
+        for setting, (kind, flag, text) in options.items()
+    ]
+    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    wrapper.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*keyword, *shared]
+    )
+    wrapper.__annotations__ = {p.name: p.annotation for p in (*keyword, *shared)}
+    return wrapper
+
+
+def print_json(value: object) -> None:
+    """Print one JSON object on stdout."""
+    json.dump(value, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file that the user named.
+
+    Raises:
+        HaloMQError: if it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise HaloMQError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,141 @@
+"""`halomq plan`: what a plan would look like, without any device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agent.cli.options import Json, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agent.planner import Block, Device, Plan
+
+Devices = Annotated[int, typer.Option(min=1, max=64, help="How many devices.")]
+
+
+def plan(
+    model: Annotated[Path, typer.Argument(help="The ONNX file.")],
+    devices: Devices = 4,
+    gflops: Annotated[
+        str, typer.Option(help="Rate of each device in Gflop/s, or one for all: 20 or 20,10.")
+    ] = "20",
+    link_mbit: Annotated[float, typer.Option(help="Link of each device in Mbit/s.")] = 1000.0,
+    latency_ms: Annotated[float, typer.Option(help="Time of a small message in ms.")] = 0.5,
+    svg: Annotated[Path | None, typer.Option(help="Draw the plan into this SVG file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how a model would be split: blocks, tiles, halo bytes and predicted time.
+
+    Example: halomq plan models/defects.onnx --devices 4 --svg plan.svg
+    """
+    from agent.packaging import package_model
+    from agent.planner import compile_plan
+
+    packaged = package_model(model)
+    members = make_devices(devices, gflops, link_mbit, latency_ms)
+    made = compile_plan(packaged.graph, members, model_name=packaged.package.name)
+    single = compile_plan(packaged.graph, members[:1], model_name=packaged.package.name)
+    if svg is not None:
+        from agent.planner.draw import draw_plan
+
+        svg.write_text(draw_plan(made))
+    if as_json:
+        print_json(_as_json(made, single))
+    else:
+        _print(made, single)
+
+
+def make_devices(count: int, gflops: str, link_mbit: float, latency_ms: float) -> list[Device]:
+    """Return `count` devices of the given rates; the last rate stands for the rest."""
+    from agent.errors import ConfigError
+    from agent.planner import Device
+
+    try:
+        rates = [float(rate) for rate in gflops.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--gflops {gflops}: give numbers, as in 20 or 20,10") from error
+    if min(*rates, link_mbit, latency_ms + 1e-9) <= 0:
+        raise ConfigError("rates must be above 0")
+    rates += [rates[-1]] * (count - len(rates))
+    return [
+        Device(
+            id=f"device-{number + 1}",
+            flops_per_s=rate * 1e9,
+            link_bytes_per_s=link_mbit * 125_000,
+            link_latency_s=latency_ms / 1e3,
+        )
+        for number, rate in enumerate(rates[:count])
+    ]
+
+
+def _as_json(made: Plan, single: Plan) -> dict[str, object]:
+    return {
+        "model": made.model,
+        "devices": list(made.devices),
+        "predicted_ms": round(made.predicted_s * 1e3, 3),
+        "single_device_ms": round(single.predicted_s * 1e3, 3),
+        "distributed_share": round(made.distributed_share, 4),
+        "halo_bytes": sum(block.halo_bytes for block in made.blocks),
+        "undistributed": list(made.undistributed),
+        "blocks": [
+            {
+                "layers": list(block.layers),
+                "devices": list(block.devices),
+                "tiles": block.tiles,
+                "halo_bytes": block.halo_bytes,
+                "compute_ms": round(block.compute_s * 1e3, 3),
+                "exchange_ms": round(block.exchange_s * 1e3, 3),
+                "flops": block.flops,
+            }
+            for block in made.blocks
+        ],
+    }
+
+
+def _print(made: Plan, single: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{made.model} on {len(made.devices)} device(s)")
+    for column in ("block", "layers", "devices", "tiles", "halo kB", "exchange ms", "compute ms"):
+        table.add_column(column, justify="left" if column in ("layers", "tiles") else "right")
+    for block in made.blocks:
+        table.add_row(
+            str(block.index),
+            _layers(block.layers),
+            str(len(block.devices)),
+            " ".join(tile_text(block, device) for device in block.devices),
+            f"{block.halo_bytes / 1e3:.0f}",
+            f"{block.exchange_s * 1e3:.2f}",
+            f"{block.compute_s * 1e3:.2f}",
+        )
+    console = Console()
+    console.print(table)
+    gain = single.predicted_s / made.predicted_s
+    console.print(
+        f"predicted {made.predicted_s * 1e3:.1f} ms; one device {single.predicted_s * 1e3:.1f} ms "
+        f"({gain:.2f}x); {made.distributed_share:.1%} of the arithmetic is shared"
+    )
+    for note in made.undistributed:
+        console.print(f"not shared: {note}")
+
+
+def _layers(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
+
+
+def tile_text(block: Block, device: str) -> str:
+    """Return a device's tile of a block's first live tensor, as the part of its split axis."""
+    tiles = block.tiles.get(device, [])
+    if not tiles:
+        return "-"
+    _, region = tiles[0]
+    others = [block.tiles[other][0][1] for other in block.devices if block.tiles.get(other)]
+    for axis, pair in enumerate(region):
+        if any(other[axis] != pair for other in others):
+            return f"{pair[0]}:{pair[1]}"
+    return "whole"

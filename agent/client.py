@@ -1,0 +1,324 @@
+"""The Python client: deploy a model, send requests, look at the fleet.
+
+    from halomq import Client
+
+    with Client("broker.local") as client:
+        print(client.infer("defects", Path("part.jpg")).result)
+
+A client is used from one thread at a time; it has no thread of its own but while it deploys.
+"""
+
+from __future__ import annotations
+
+import getpass
+import io
+import re
+import secrets
+import select
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from agent.adapters.mqtt import Connected, Disconnected, Link, Received
+from agent.adapters.store import MemoryBlobs
+from agent.config import BrokerConfig, Config
+from agent.errors import BrokerError, FleetError, WireError
+from agent.service.transfer import TransferService
+from agent.wire import messages as wire
+from agent.wire.topics import Topics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from agent.wire.messages import Answer, PlanHeader, Progress, Status, Trace
+    from agent.wire.model import ModelPackage
+
+QUIET_S = 0.4
+ACCEPT_S = 10.0
+DEPLOY_SILENCE_S = 120.0
+
+
+def _silent(_text: str, _fraction: float) -> None:
+    """Report nothing."""
+
+
+class Client:
+    """A connection of user `name` to the fleet `fleet` on one broker; a context manager.
+
+    Raises:
+        BrokerError: on entering, if the broker cannot be reached or refuses the user.
+    """
+
+    def __init__(
+        self,
+        host: str = "localhost",
+        port: int | None = None,
+        *,
+        fleet: str = "home",
+        config: Config | None = None,
+    ) -> None:
+        self._config = config or Config(fleet=fleet, broker=BrokerConfig(host=host, port=port))
+        broker = self._config.broker
+        user = re.sub(r"[^A-Za-z0-9]", "", getpass.getuser()) or "client"
+        self.name = broker.username or f"{user}-{secrets.token_hex(3)}"
+        self._topics = Topics(self._config.fleet)
+        self._link = Link(f"halomq-{self._config.fleet}-{self.name}-{secrets.token_hex(3)}", broker)
+        self._received: list[Received] = []
+
+    def __enter__(self) -> Self:
+        self._link.connect()
+        deadline = time.monotonic() + ACCEPT_S
+        while not self._link.connected:
+            if time.monotonic() > deadline:
+                raise BrokerError("the broker accepts the connection but does not answer")
+            if self._link.socket is None:
+                self._link.connect()
+            self._pump(0.1)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._link.close()
+
+    def devices(self, wait_s: float = 3.0) -> list[Status]:
+        """Return the statuses of all devices and coordinators, offline ones too."""
+        found = self._retained(self._topics.status("+"), wire.Status, wait_s)
+        return sorted(found, key=lambda status: (status.role, status.device))
+
+    def plans(self, wait_s: float = 3.0) -> list[PlanHeader]:
+        """Return the current plan of every deployed model."""
+        found = self._retained(self._topics.plan("+"), wire.PlanHeader, wait_s)
+        return sorted(found, key=lambda header: header.model)
+
+    def infer(
+        self,
+        model: str,
+        request: bytes | Path | np.ndarray[Any, Any],
+        *,
+        tensors: bool = False,
+        timeout_s: float = 30.0,
+        content_type: str | None = None,
+    ) -> Answer:
+        """Send one request and return its answer.
+
+        `request` is a picture or tensor file's content or path, or an array of the input's shape.
+        With `tensors` the answer's `outputs` hold the model's raw outputs.
+
+        Raises:
+            FleetError: if the model is not deployed, or nothing answers within `timeout_s`.
+            BrokerError: if the connection is lost, or the request is too large for the broker.
+        """
+        name = self.send(
+            model, request, tensors=tensors, timeout_s=timeout_s, content_type=content_type
+        )
+        return self.answer(model, name, timeout_s)
+
+    def send(
+        self,
+        model: str,
+        request: bytes | Path | np.ndarray[Any, Any],
+        *,
+        tensors: bool = False,
+        timeout_s: float = 30.0,
+        content_type: str | None = None,
+    ) -> str:
+        """Publish a request and return its id, for `answer` and `traces`."""
+        payload = _payload(request)
+        name = f"{self.name}-{secrets.token_hex(4)}"
+        self._link.subscribe(self._topics.result(model, name), self._topics.trace(model, name))
+        self._link.publish(
+            self._topics.infer(model, name, tensors=tensors),
+            payload,
+            content_type=content_type,
+            expires_s=timeout_s,
+        )
+        return name
+
+    def answer(self, model: str, name: str, timeout_s: float = 30.0) -> Answer:
+        """Wait for the answer of a request that was sent.
+
+        Raises:
+            FleetError: if nothing answers within `timeout_s`.
+        """
+        topic = self._topics.result(model, name)
+        payload = self._wait(lambda: self._take(topic), timeout_s)
+        if payload is None:
+            known = [header.model for header in self.plans()]
+            if model not in known:
+                listed = ", ".join(known) or "none"
+                raise FleetError(f"model {model} is not deployed here; deployed: {listed}")
+            raise FleetError(f"no answer within {timeout_s:g} s; see `halomq devices`")
+        self._link.unsubscribe(topic)
+        answer: Answer = wire.decode_answer(payload)
+        return answer
+
+    def traces(self, model: str, name: str, count: int, timeout_s: float = 2.0) -> list[Trace]:
+        """Return what up to `count` devices tell of a request that was answered."""
+        topic = self._topics.trace(model, name)
+        traces: dict[str, Trace] = {}
+
+        def enough() -> bool | None:
+            payload = self._take(topic)
+            if payload is not None:
+                trace: Trace = wire.decode_json(payload, wire.Trace)
+                traces[trace.device] = trace
+            return len(traces) >= count or None
+
+        self._wait(enough, timeout_s)
+        self._link.unsubscribe(topic)
+        return list(traces.values())
+
+    def deploy(
+        self,
+        package: ModelPackage,
+        blobs: Mapping[str, bytes | memoryview],
+        report: Callable[[str, float], None] = _silent,
+    ) -> PlanHeader:
+        """Have a coordinator serve a model; return its plan once it serves.
+
+        `blobs` holds the package's blobs by digest; they are sent as they are asked for.
+        `report` is called with a text and the share of the model that has been sent.
+
+        Raises:
+            FleetError: if there is no coordinator, it refuses, or there are no devices.
+        """
+        reference = secrets.token_hex(8)
+        source = TransferService(
+            self.name, self._topics, self._config.broker, MemoryBlobs(blobs), lambda _: None
+        )
+        source.start()
+        try:
+            message = wire.Deploy(self.name, reference, package)
+            header = self._ask_coordinator(message, reference, report, source)
+        finally:
+            source.stop()
+        if header is None:
+            raise FleetError("the coordinator gave no plan; see `halomq devices`")
+        return header
+
+    def remove(self, model: str) -> None:
+        """Have the coordinator stop serving a model.
+
+        Raises:
+            FleetError: if there is no coordinator, or no such model.
+        """
+        reference = secrets.token_hex(8)
+        self._ask_coordinator(wire.Remove(self.name, reference, model), reference, _silent, None)
+
+    def _ask_coordinator(
+        self,
+        message: wire.Deploy | wire.Remove,
+        reference: str,
+        report: Callable[[str, float], None],
+        source: TransferService | None,
+    ) -> PlanHeader | None:
+        coordinator = self._coordinator()
+        inbox = self._topics.inbox(self.name)
+        self._link.subscribe(inbox)
+        self._link.publish(self._topics.inbox(coordinator), wire.encode_json(message))
+        while True:
+            payload = self._wait(lambda: self._take(inbox), DEPLOY_SILENCE_S)
+            if payload is None:
+                raise FleetError(
+                    f"coordinator {coordinator} accepted the model but it is not served yet: "
+                    "are there agents? See `halomq devices`"
+                )
+            progress = wire.decode_json(payload, wire.Control)
+            if isinstance(progress, wire.Want) and source is not None:
+                source.take(progress)
+            if not isinstance(progress, wire.Progress) or progress.reference != reference:
+                continue
+            if progress.done:
+                return self._outcome(progress)
+            report(progress.text, progress.fraction)
+
+    def _outcome(self, progress: Progress) -> PlanHeader | None:
+        if not progress.ok:
+            raise FleetError(f"the coordinator refuses: {progress.text}")
+        return progress.plan
+
+    def _coordinator(self) -> str:
+        for status in self.devices():
+            if status.role == "coordinator" and status.state == "online":
+                return status.device
+        raise FleetError("no coordinator is online; start `halomq coordinator` on one device")
+
+    def _retained(self, topic: str, kind: Any, wait_s: float) -> list[Any]:
+        self._link.subscribe(topic)
+        found: dict[str, Any] = {}
+        deadline = time.monotonic() + wait_s
+        quiet_since = time.monotonic()
+        while (now := time.monotonic()) < deadline and now - quiet_since < QUIET_S:
+            self._pump(0.05)
+            for message in self._drain(topic):
+                quiet_since = now
+                if message.payload:
+                    found[message.topic] = _tolerant(message.payload, kind)
+        self._link.unsubscribe(topic)
+        return [status for status in found.values() if status is not None]
+
+    def _drain(self, topic: str) -> list[Received]:
+        prefix, _, rest = topic.partition("+")
+        mine = [m for m in self._received if m.topic.startswith(prefix) and m.topic.endswith(rest)]
+        self._received = [m for m in self._received if m not in mine]
+        return mine
+
+    def _take(self, topic: str) -> bytes | None:
+        for message in self._received:
+            if message.topic == topic:
+                self._received.remove(message)
+                return message.payload
+        return None
+
+    def _wait(self, found: Callable[[], Any], timeout_s: float) -> Any:
+        deadline = time.monotonic() + timeout_s
+        while (result := found()) is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            self._pump(min(left, 0.5))
+        return result
+
+    def _pump(self, timeout_s: float) -> None:
+        sock = self._link.socket
+        if sock is None:
+            raise BrokerError("the connection to the broker was lost")
+        writers = [sock] if self._link.wants_write else []
+        readable, writable, _ = select.select([sock], writers, [], timeout_s)
+        if readable or self._link.has_pending:
+            self._link.read()
+        if writable:
+            self._link.write()
+        self._link.keep_alive()
+        while self._link.events:
+            event = self._link.events.popleft()
+            if isinstance(event, Received):
+                self._received.append(event)
+            elif isinstance(event, Disconnected) and (event.fatal or self._link.gave_up):
+                raise BrokerError(event.reason)
+            elif isinstance(event, Connected):
+                continue
+
+
+def _tolerant(payload: bytes, kind: Any) -> Any:
+    try:
+        return wire.decode_json(payload, kind)
+    except WireError:
+        return None
+
+
+def _payload(request: bytes | Path | np.ndarray[Any, Any]) -> bytes:
+    if isinstance(request, Path):
+        return request.read_bytes()
+    if isinstance(request, np.ndarray):
+        buffer = io.BytesIO()
+        np.save(buffer, request, allow_pickle=False)
+        return buffer.getvalue()
+    return request

@@ -1,0 +1,422 @@
+"""The coordinator: one `handle(event, now)` that turns events into effects.
+
+Rules: a plan is computed for the devices that are there, prepared by all of its devices while the
+current plan serves, then announced; the loss of a device in a plan is acted on at once, joins and
+changes once the fleet has been quiet for `SETTLE_S`. After each announcement the plans for the
+loss of any one device are computed, and what they need is brought to the devices in advance.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from agent.coordinator import events as ev
+from agent.coordinator.membership import Membership
+from agent.wire.messages import ModelState, PlanHeader, Prepare, Progress, Standby
+from agent.wire.program import BlobRef, plan_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from agent.coordinator.events import ComputedPlan, Effect, Event, Fleet, Member
+    from agent.wire.messages import Deploy
+    from agent.wire.model import ModelPackage
+
+SETTLE_S = 0.5
+PREPARE_S = 120.0
+
+
+@dataclass(slots=True)
+class Deployment:
+    """A model that is to be served, and how far that is."""
+
+    package: ModelPackage
+    epoch: int = 0
+    state: str = "waiting for devices"
+    current: PlanHeader | None = None
+    planned: dict[str, Member] = field(default_factory=dict)
+    computing: Fleet | None = None
+    offered: PlanHeader | None = None
+    awaited: set[str] = field(default_factory=set)
+    prepare_until: float = 0.0
+    plan: ComputedPlan | None = None
+    after_loss: dict[Fleet, ComputedPlan] = field(default_factory=dict)
+    to_compute: deque[Fleet] = field(default_factory=deque)
+    waiting: list[tuple[str, str]] = field(default_factory=list)
+
+
+class CoordinatorCore:
+    """The coordinator `name`, which serves `deployments` (packages with their newest epochs)."""
+
+    def __init__(
+        self, name: str, deployments: Iterable[tuple[ModelPackage, int]], now: float
+    ) -> None:
+        self._name = name
+        self._members = Membership()
+        self._deployments = {
+            package.name: Deployment(package, epoch) for package, epoch in deployments
+        }
+        self._deploys: dict[str, Deploy] = {}
+        self._settle_at: float | None = now + SETTLE_S
+
+    def next_timer(self) -> float | None:
+        """Return when a `Tick` is due at the latest."""
+        timers = [d.prepare_until for d in self._deployments.values() if d.offered]
+        if self._settle_at is not None:
+            timers.append(self._settle_at)
+        return min(timers, default=None)
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take one event at time `now` (seconds, monotonic); return what is to be done."""
+        handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
+            ev.StatusSeen: self._status_seen,
+            ev.HeaderSeen: self._header_seen,
+            ev.DeployAsked: self._deploy_asked,
+            ev.RemoveAsked: self._remove_asked,
+            ev.Fetched: self._fetched,
+            ev.Fetching: self._fetching,
+            ev.FetchFailed: self._fetch_failed,
+            ev.Computed: self._computed,
+            ev.ComputeFailed: self._compute_failed,
+            ev.PreparedSeen: self._prepared_seen,
+            ev.Tick: self._tick,
+        }
+        before = self._shown()
+        effects = handlers[type(event)](event, now)
+        after = self._shown()
+        return effects if before == after else [*effects, ev.Show(after)]
+
+    # Membership ----------------------------------------------------------------------------
+
+    def _status_seen(self, event: ev.StatusSeen, now: float) -> list[Effect]:
+        status = event.status
+        if not self._members.see(status):
+            return []
+        self._settle_at = now + SETTLE_S
+        effects: list[Effect] = [ev.Log("info", status.state, device=status.device)]
+        for deployment in self._deployments.values():
+            if self._has_lost(deployment, now):
+                effects += self._replan(deployment, now)
+        return effects
+
+    def _has_lost(self, deployment: Deployment, now: float) -> bool:
+        header = deployment.offered or deployment.current
+        if header is None:
+            return False
+        sessions = self._sessions(deployment, now)
+        return any(
+            device not in sessions
+            or (
+                device in deployment.planned
+                and sessions[device] != deployment.planned[device].session
+            )
+            for device in header.devices
+        )
+
+    def _sessions(self, deployment: Deployment, now: float) -> dict[str, str]:
+        members = self._members.candidates(deployment.package.name, now)
+        return {member.device: member.session for member in members}
+
+    def _header_seen(self, event: ev.HeaderSeen, _now: float) -> list[Effect]:
+        header = event.header
+        deployment = self._deployments.get(header.model)
+        if deployment is None:
+            return [ev.Log("warning", "a plan of a model that is not deployed", header.model)]
+        newest = deployment.current.order if deployment.current else (0, "")
+        if header.order > newest:
+            deployment.epoch = max(deployment.epoch, header.epoch)
+            deployment.current = header
+        return []
+
+    def _tick(self, _event: ev.Tick, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for deployment in self._deployments.values():
+            if deployment.offered and now >= deployment.prepare_until:
+                for device in deployment.awaited:
+                    self._exclude(deployment, device, now)
+                    effects.append(ev.Log("warning", "prepares for too long", device=device))
+                deployment.offered = None
+                effects += self._replan(deployment, now)
+        if self._settle_at is not None and now >= self._settle_at:
+            self._settle_at = self._members.next_return(now)
+            for deployment in self._deployments.values():
+                if self._is_outdated(deployment, now):
+                    effects += self._replan(deployment, now)
+        return effects
+
+    def _exclude(self, deployment: Deployment, device: str, now: float) -> None:
+        self._members.exclude(deployment.package.name, device, now)
+        if self._settle_at is None:
+            self._settle_at = self._members.next_return(now)
+
+    def _is_outdated(self, deployment: Deployment, now: float) -> bool:
+        members = self._members.candidates(deployment.package.name, now)
+        return {member.device: member for member in members} != deployment.planned
+
+    # Deployments ---------------------------------------------------------------------------
+
+    def _deploy_asked(self, event: ev.DeployAsked, now: float) -> list[Effect]:
+        deploy = event.deploy
+        ticket = f"deploy/{deploy.sender}/{deploy.reference}"
+        self._deploys[ticket] = deploy
+        del now
+        return [
+            ev.Log("info", f"{deploy.sender} deploys", deploy.package.name),
+            self._progress(deploy.sender, deploy.reference, "fetching the model"),
+            ev.Fetch(ticket, deploy.package.blobs(), deploy.sender),
+        ]
+
+    def _fetching(self, event: ev.Fetching, _now: float) -> list[Effect]:
+        deploy = self._deploys.get(event.ticket)
+        if deploy is None:
+            return []
+        text = "fetching the model"
+        message = Progress(deploy.reference, text, fraction=event.fraction)
+        return [ev.Tell(deploy.sender, message)]
+
+    def _fetch_failed(self, event: ev.FetchFailed, _now: float) -> list[Effect]:
+        deploy = self._deploys.pop(event.ticket, None)
+        if deploy is None:
+            return []
+        return self._refuse(deploy.sender, deploy.reference, event.reason, deploy.package.name)
+
+    def _fetched(self, event: ev.Fetched, now: float) -> list[Effect]:
+        deploy = self._deploys.pop(event.ticket, None)
+        if deploy is None:
+            return []
+        name = deploy.package.name
+        old = self._deployments.get(name)
+        client = (deploy.sender, deploy.reference)
+        if old is not None and old.package == deploy.package:
+            old.waiting.append(client)
+            if old.current and not old.offered and not self._has_lost(old, now):
+                return self._tell_waiting(old, "serving already", old.current)
+            return self._replan(old, now)
+        deployment = Deployment(deploy.package, old.epoch if old else 0)
+        deployment.current = old.current if old else None
+        deployment.waiting.append(client)
+        self._deployments[name] = deployment
+        return [self._persist(), *self._replan(deployment, now)]
+
+    def _remove_asked(self, event: ev.RemoveAsked, _now: float) -> list[Effect]:
+        remove = event.remove
+        deployment = self._deployments.pop(remove.name, None)
+        if deployment is None:
+            return self._refuse(remove.sender, remove.reference, "no such model", remove.name)
+        done = Progress(remove.reference, "removed", done=True)
+        return [
+            ev.Withdraw(remove.name),
+            self._persist(),
+            ev.Tell(remove.sender, done),
+            ev.Log("info", f"removed by {remove.sender}", remove.name),
+        ]
+
+    # Planning ------------------------------------------------------------------------------
+
+    def _replan(self, deployment: Deployment, now: float) -> list[Effect]:
+        members = self._members.candidates(deployment.package.name, now)
+        fleet = frozenset(member.device for member in members)
+        deployment.to_compute.clear()
+        if not members:
+            deployment.state = "waiting for devices"
+            deployment.planned = {}
+            deployment.offered = None
+            return []
+        known = {device: deployment.planned.get(device) for device in fleet}
+        same = all(known[member.device] == member for member in members)
+        if same and fleet in deployment.after_loss:
+            return self._offer(deployment, deployment.after_loss[fleet], members, now)
+        deployment.state = "planning"
+        if deployment.computing is not None:
+            return []
+        return [self._compute(deployment, members)]
+
+    def _compute(self, deployment: Deployment, members: tuple[Member, ...]) -> Effect:
+        deployment.computing = frozenset(member.device for member in members)
+        return ev.ComputePlan(deployment.package, members)
+
+    def _computed(self, event: ev.Computed, now: float) -> list[Effect]:
+        deployment = self._deployments.get(event.model)
+        if deployment is None:
+            return []
+        deployment.computing = None
+        members = self._members.candidates(event.model, now)
+        fleet = frozenset(member.device for member in members)
+        if deployment.state != "planning":
+            deployment.after_loss[event.plan.fleet] = event.plan
+            return self._compute_next(deployment, members)
+        if event.plan.fleet != fleet:
+            return self._replan(deployment, now)
+        notes = [ev.Log("info", note, event.model) for note in event.plan.notes]
+        return [*notes, *self._offer(deployment, event.plan, members, now)]
+
+    def _compute_failed(self, event: ev.ComputeFailed, now: float) -> list[Effect]:
+        deployment = self._deployments.get(event.model)
+        if deployment is None:
+            return []
+        deployment.computing = None
+        log = ev.Log("error", f"cannot be planned: {event.reason}", event.model)
+        if deployment.state != "planning":
+            return [
+                log,
+                *self._compute_next(deployment, self._members.candidates(event.model, now)),
+            ]
+        deployment.state = f"cannot be planned: {event.reason}"
+        effects: list[Effect] = [log]
+        for sender, reference in deployment.waiting:
+            effects += self._refuse(sender, reference, event.reason, event.model)
+        deployment.waiting.clear()
+        if deployment.current is None:
+            del self._deployments[event.model]
+            effects.append(self._persist())
+        return effects
+
+    def _offer(
+        self,
+        deployment: Deployment,
+        plan: ComputedPlan,
+        members: tuple[Member, ...],
+        now: float,
+    ) -> list[Effect]:
+        current = deployment.current
+        sessions = {member.device: member.session for member in members}
+        before = {device: member.session for device, member in deployment.planned.items()}
+        deployment.plan = plan
+        deployment.planned = {member.device: member for member in members}
+        unchanged = (
+            current is not None
+            and current.programs == plan.programs
+            and current.manifest == deployment.package.manifest
+            and current.source == self._name
+            and all(before.get(d, sessions[d]) == sessions[d] for d in plan.devices)
+        )
+        if unchanged and current is not None:
+            return self._serve(deployment, current, announce=False)
+        deployment.epoch += 1
+        stayed = current.devices if current else ()
+        header = PlanHeader(
+            epoch=deployment.epoch,
+            coordinator=self._name,
+            model=deployment.package.name,
+            digest=plan_digest(plan.programs, deployment.epoch, self._name),
+            devices=plan.devices,
+            programs=plan.programs,
+            manifest=deployment.package.manifest,
+            source=self._name,
+            joined=tuple(d for d in plan.devices if d not in stayed or before.get(d) != sessions[d])
+            if current
+            else (),
+            predicted_ms=plan.predicted_ms,
+        )
+        deployment.offered = header
+        deployment.awaited = set(plan.devices)
+        deployment.prepare_until = now + PREPARE_S
+        deployment.state = "preparing"
+        text = f"preparing on {', '.join(plan.devices)}"
+        return [
+            ev.Log("info", text, header.model, header.epoch),
+            self._persist(),
+            *self._report(deployment, text),
+            *(ev.Tell(device, Prepare(header)) for device in plan.devices),
+        ]
+
+    def _prepared_seen(self, event: ev.PreparedSeen, now: float) -> list[Effect]:
+        prepared = event.prepared
+        deployment = self._deployments.get(prepared.model)
+        header = deployment.offered if deployment else None
+        if deployment is None or header is None or header.epoch != prepared.epoch:
+            return []
+        if not prepared.ok:
+            self._exclude(deployment, prepared.device, now)
+            deployment.offered = None
+            log = ev.Log("error", prepared.reason, prepared.model, prepared.epoch, prepared.device)
+            text = f"{prepared.device} cannot serve: {prepared.reason}"
+            return [log, *self._report(deployment, text), *self._replan(deployment, now)]
+        deployment.awaited.discard(prepared.device)
+        if deployment.awaited:
+            return []
+        return self._serve(deployment, header, announce=True)
+
+    def _serve(self, deployment: Deployment, header: PlanHeader, *, announce: bool) -> list[Effect]:
+        deployment.current, deployment.offered = header, None
+        deployment.state = "serving"
+        effects: list[Effect] = []
+        if announce:
+            text = f"serving on {', '.join(header.devices)}"
+            effects += [ev.Announce(header), ev.Log("info", text, header.model, header.epoch)]
+        effects += self._tell_waiting(deployment, "serving", header)
+        members = tuple(deployment.planned[device] for device in sorted(deployment.planned))
+        fleet = frozenset(deployment.planned)
+        deployment.after_loss = {f: p for f, p in deployment.after_loss.items() if f < fleet}
+        deployment.to_compute = deque(
+            fleet - {device}
+            for device in header.devices
+            if len(fleet) > 1 and fleet - {device} not in deployment.after_loss
+        )
+        return effects + self._compute_next(deployment, members)
+
+    def _compute_next(self, deployment: Deployment, members: tuple[Member, ...]) -> list[Effect]:
+        if deployment.computing is not None:
+            return []
+        present = {member.device: member for member in members}
+        while deployment.to_compute:
+            fleet = deployment.to_compute.popleft()
+            if fleet <= present.keys():
+                rest = tuple(present[device] for device in sorted(fleet))
+                return [self._compute(deployment, rest)]
+        return self._offer_standby(deployment)
+
+    def _offer_standby(self, deployment: Deployment) -> list[Effect]:
+        plan = deployment.plan
+        if plan is None or deployment.state != "serving":
+            return []
+        effects: list[Effect] = [self._persist()]
+        for device in plan.devices:
+            blobs: dict[str, int] = {}
+            for other in deployment.after_loss.values():
+                if device in other.programs:
+                    ref = other.programs[device]
+                    blobs |= other.blobs[device] | {ref.digest: ref.nbytes}
+            extra = {d: n for d, n in blobs.items() if d not in plan.blobs[device]}
+            refs = tuple(BlobRef(digest, nbytes) for digest, nbytes in sorted(extra.items()))
+            standby = Standby(deployment.package.name, self._name, refs)
+            effects.append(ev.Tell(device, standby))
+        return effects
+
+    # Telling -------------------------------------------------------------------------------
+
+    def _progress(self, sender: str, reference: str, text: str) -> Effect:
+        return ev.Tell(sender, Progress(reference, text))
+
+    def _report(self, deployment: Deployment, text: str) -> list[Effect]:
+        return [self._progress(sender, ref, text) for sender, ref in deployment.waiting]
+
+    def _tell_waiting(self, deployment: Deployment, text: str, header: PlanHeader) -> list[Effect]:
+        clients, deployment.waiting = deployment.waiting, []
+        return [
+            ev.Tell(sender, Progress(reference, text, done=True, fraction=1.0, plan=header))
+            for sender, reference in clients
+        ]
+
+    def _refuse(self, sender: str, reference: str, reason: str, model: str) -> list[Effect]:
+        message = Progress(reference, reason[:4000], done=True, ok=False)
+        return [ev.Log("warning", reason, model), ev.Tell(sender, message)]
+
+    def _persist(self) -> Effect:
+        blobs: set[str] = set()
+        for deployment in self._deployments.values():
+            blobs |= deployment.package.blobs().keys()
+            plans = [*deployment.after_loss.values()]
+            plans += [deployment.plan] if deployment.plan else []
+            blobs |= {ref.digest for plan in plans for ref in plan.programs.values()}
+            blobs |= {digest for p in plans for needed in p.blobs.values() for digest in needed}
+        packages = [(d.package, d.epoch) for d in self._deployments.values()]
+        return ev.Persist(tuple(packages), frozenset(blobs))
+
+    def _shown(self) -> tuple[ModelState, ...]:
+        return tuple(
+            ModelState(name, d.state[:4000], d.epoch, d.current.devices if d.current else ())
+            for name, d in sorted(self._deployments.items())
+        )

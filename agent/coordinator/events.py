@@ -1,0 +1,216 @@
+"""What happens to a coordinator (events) and what it wants done (effects): frozen plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.wire.messages import (
+        Capacity,
+        Control,
+        Deploy,
+        ModelState,
+        PlanHeader,
+        Prepared,
+        Remove,
+        Status,
+    )
+    from agent.wire.model import ModelPackage
+    from agent.wire.program import BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A device that can be planned with: its id, this life of its agent, its capacity."""
+
+    device: str
+    session: str
+    capacity: Capacity
+
+
+Fleet = frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedPlan:
+    """What the planner made for `fleet`; `devices` is in rank order and may be fewer.
+
+    `blobs` gives, for each device, digest to size of all that its program needs.
+    """
+
+    fleet: Fleet
+    devices: tuple[str, ...]
+    programs: dict[str, BlobRef]
+    blobs: dict[str, dict[str, int]]
+    predicted_ms: float
+    notes: tuple[str, ...] = field(default=())
+
+
+# Events -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StatusSeen:
+    """A device's retained status or last will."""
+
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderSeen:
+    """A retained plan header: another coordinator's, or one from an earlier life."""
+
+    header: PlanHeader
+
+
+@dataclass(frozen=True, slots=True)
+class DeployAsked:
+    """A client wants a model served."""
+
+    deploy: Deploy
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveAsked:
+    """A client wants a model forgotten."""
+
+    remove: Remove
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Every blob of a `Fetch` is in the store."""
+
+    ticket: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """A `Fetch` goes on: the share of its bytes that is here."""
+
+    ticket: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    """A `Fetch` cannot be completed."""
+
+    ticket: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A `ComputePlan` succeeded; its programs and segments are in the store."""
+
+    model: str
+    plan: ComputedPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeFailed:
+    """A `ComputePlan` for `fleet` failed; `reason` is for people."""
+
+    model: str
+    fleet: Fleet
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSeen:
+    """An agent prepared a plan, or could not."""
+
+    prepared: Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    StatusSeen
+    | HeaderSeen
+    | DeployAsked
+    | RemoveAsked
+    | Fetched
+    | Fetching
+    | FetchFailed
+    | Computed
+    | ComputeFailed
+    | PreparedSeen
+    | Tick
+)
+
+
+# Effects ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Bring `blobs` into the store from `holder`."""
+
+    ticket: str
+    blobs: dict[str, int]
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class ComputePlan:
+    """Run the planner for `members`, store what it makes, answer `Computed`/`ComputeFailed`."""
+
+    package: ModelPackage
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Publish a control message to a device's or client's inbox."""
+
+    device: str
+    message: Control
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Publish a plan's header, retained: it is the current plan from now on."""
+
+    header: PlanHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Clear the retained header of a model."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Save the deployments and their newest epochs, and pin their blobs."""
+
+    deployments: tuple[tuple[ModelPackage, int], ...]
+    blobs: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """Refresh the coordinator's retained status."""
+
+    models: tuple[ModelState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Log one line about an event."""
+
+    level: str
+    text: str
+    model: str | None = None
+    epoch: int | None = None
+    device: str | None = None
+
+
+Effect = Fetch | ComputePlan | Tell | Announce | Withdraw | Persist | Show | Log

@@ -1,0 +1,66 @@
+"""Who is in the fleet: the agents that are online, what they can do, who is held back.
+
+Rules: a status counts if its session is not one that was replaced; a device that could not
+prepare a plan of a model is not planned with for `EXCLUDE_S`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.coordinator.events import Member
+
+if TYPE_CHECKING:
+    from agent.wire.messages import Status
+
+EXCLUDE_S = 30.0
+CHANGED_RATIO = 1.5
+
+
+class Membership:
+    """The agents that are online, by device id."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, Member] = {}
+        self._excluded: dict[tuple[str, str], float] = {}
+
+    def see(self, status: Status) -> bool:
+        """Take a status; return whether plans must be looked at again."""
+        before = self._members.get(status.device)
+        if status.role != "agent":
+            return False
+        if status.state == "offline" or status.capacity is None:
+            if before is not None and before.session == status.session:
+                del self._members[status.device]
+                return True
+            return False
+        member = Member(status.device, status.session, status.capacity)
+        if before is not None and before.session == status.session and _alike(before, member):
+            return False
+        self._members[status.device] = member
+        return True
+
+    def exclude(self, model: str, device: str, now: float) -> None:
+        """Do not plan `model` with `device` for a while."""
+        self._excluded[(model, device)] = now + EXCLUDE_S
+
+    def next_return(self, now: float) -> float | None:
+        """Return when the next device that is held back may be planned with again."""
+        return min((until for until in self._excluded.values() if until > now), default=None)
+
+    def candidates(self, model: str, now: float) -> tuple[Member, ...]:
+        """Return the members that `model` can be planned with, ordered by id."""
+        return tuple(
+            member
+            for device, member in sorted(self._members.items())
+            if self._excluded.get((model, device), 0.0) <= now
+        )
+
+
+def _alike(old: Member, new: Member) -> bool:
+    rates = [
+        (old.capacity.flops_per_s, new.capacity.flops_per_s),
+        (old.capacity.link_bytes_per_s, new.capacity.link_bytes_per_s),
+    ]
+    same_limits = old.capacity.memory_limit_bytes == new.capacity.memory_limit_bytes
+    return same_limits and all(max(a, b) <= CHANGED_RATIO * min(a, b) for a, b in rates)

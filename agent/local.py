@@ -1,0 +1,147 @@
+"""A fleet in this process: real worker cores that run a plan's programs, with no broker.
+
+What `halomq verify` and many tests run: the same cores, segments and pieces as on devices, with
+every effect carried out at once, in order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from agent.adapters.compute import Loader, gather
+from agent.geometry import whole
+from agent.wire.messages import Piece, PlanHeader
+from agent.wire.program import blob_ref, encode_program, plan_digest
+from agent.worker import WorkerCore
+from agent.worker import events as ev
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from agent.adapters.runtime import RuntimeOptions
+    from agent.wire.program import Program
+
+MODEL = "local"
+FINGERPRINT = "0" * 32
+
+
+class ArrayImage:
+    """An input tensor that stands for a decoded picture."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array = array
+
+    def region(self, region: tuple[tuple[int, int], ...]) -> NDArray[Any]:
+        """Return exactly `region`."""
+        return self._array[tuple(slice(start, stop) for start, stop in region)]
+
+
+class LocalFleet:
+    """Devices that serve `programs` (by device; the answering one first) in this process.
+
+    `read_blob` gives the content of a segment or weight by digest. `sent_bytes` counts what the
+    devices would have published.
+
+    Raises:
+        HaloMQError: if a segment cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        programs: Mapping[str, Program],
+        read_blob: Callable[[str], memoryview | bytes],
+        options: RuntimeOptions,
+    ) -> None:
+        self.sent_bytes = 0
+        self._events: deque[tuple[str, ev.Event]] = deque()
+        self._outputs: dict[str, NDArray[Any]] = {}
+        self._failure: str | None = None
+        loader = Loader(read_blob, options)
+        self._loaded = {device: loader.load(program) for device, program in programs.items()}
+        self._cores = {device: WorkerCore(device, "local") for device in programs}
+        self._image: ArrayImage | None = None
+        self._requests = 0
+        header = _header(programs)
+        for device in programs:
+            self._post(device, ev.PlanAnnounced(header.model, header))
+        self._settle()
+
+    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Run one request on all devices; return the outputs by name.
+
+        Raises:
+            RuntimeError: if the programs do not lead to an answer.
+        """
+        self._image = ArrayImage(image)
+        self._outputs = {}
+        self._failure = None
+        self._requests += 1
+        name = f"r{self._requests}"
+        key = ev.RequestKey(next(iter(self._loaded.values())).program.model, name, FINGERPRINT)
+        for device in self._cores:
+            self._post(device, ev.RequestArrived(key.model, name, FINGERPRINT, b"", ev.ReplyTo()))
+        self._settle()
+        if not self._outputs:
+            raise RuntimeError(self._failure or "the programs ended without an answer")
+        for device in self._cores:
+            self._post(device, ev.ResultSeen(key))
+        self._settle()
+        return self._outputs
+
+    def _post(self, device: str, event: ev.Event) -> None:
+        self._events.append((device, event))
+
+    def _settle(self) -> None:
+        while self._events:
+            device, event = self._events.popleft()
+            for effect in self._cores[device].handle(event, 0.0):
+                self._perform(device, effect)
+
+    def _perform(self, device: str, effect: ev.Effect) -> None:
+        post = partial(self._post, device)
+        loaded = self._loaded[device]
+        match effect:
+            case ev.Fetch(ticket):
+                post(ev.Fetched(ticket))
+            case ev.ReadPlan(plan):
+                post(ev.PlanRead(plan, loaded.program, None))
+            case ev.Load(plan):
+                post(ev.Loaded(plan))
+            case ev.Decode(key):
+                post(ev.Decoded(key, self._image, 0.0))
+            case ev.Run(key, plan, step, inputs):
+                arrays = loaded.run(step, inputs)
+                post(ev.StepFinished(key, plan, step, arrays, 0.0, 0.0))
+            case ev.SendPiece(key, plan, to, tensor, region, pieces):
+                data = gather(region, loaded.tensor(tensor).dtype, pieces).tobytes()
+                self.sent_bytes += len(data)
+                piece = Piece(plan, key.request, key.input, tensor, region, data)
+                self._post(to, ev.PieceArrived(piece, len(data)))
+            case ev.Conclude(key, plan, _, outputs):
+                self._outputs = loaded.outputs(outputs)
+                post(ev.Concluded(key, plan, {}, None))
+            case ev.PublishAnswer(answer) if answer.error is not None:
+                self._failure = answer.error.text
+
+
+def _header(programs: Mapping[str, Program]) -> PlanHeader:
+    refs = {device: blob_ref(encode_program(program)) for device, program in programs.items()}
+    return PlanHeader(
+        epoch=1,
+        coordinator=MODEL,
+        model=next(iter(programs.values())).model,
+        digest=plan_digest(refs, 1, MODEL),
+        devices=tuple(programs),
+        programs=refs,
+        manifest=blob_ref(b""),
+        source=MODEL,
+    )
+
+
+def input_region(program: Program) -> tuple[tuple[int, int], ...]:
+    """Return the whole region of a program's input tensor."""
+    return whole(program.tensors[program.input].shape)

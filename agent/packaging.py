@@ -1,0 +1,68 @@
+"""From MODEL.onnx and its manifest to what is deployed: a package and its blobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent.errors import ConfigError
+from agent.planner import Graph, ImportedModel, import_model, read_graph
+from agent.wire.manifest import (
+    Manifest,
+    check_fits,
+    default_manifest,
+    encode_manifest,
+    load_manifest,
+    manifest_path,
+)
+from agent.wire.model import ModelPackage
+from agent.wire.program import blob_ref
+from agent.wire.topics import NAME
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model file as it is deployed; `blobs` map digests to content, mapped from the file."""
+
+    package: ModelPackage
+    blobs: dict[str, bytes | memoryview]
+    imported: ImportedModel
+    graph: Graph
+    manifest: Manifest
+
+
+def package_model(path: Path, name: str | None = None) -> PackagedModel:
+    """Read a model and the manifest beside it, and check that they fit each other.
+
+    Raises:
+        ModelError: if the model cannot be served.
+        ConfigError: if the manifest or `name` is wrong.
+    """
+    imported = import_model(path)
+    title = name or imported.name
+    if not NAME.fullmatch(title):
+        raise ConfigError(f"model name {title!r}: use letters, digits, dot, dash and underscore")
+    graph = read_graph(imported.graph, imported.weights)
+    manifest = _manifest(path, graph)
+    content = encode_manifest(manifest)
+    package = ModelPackage(title, blob_ref(imported.graph), imported.weights, blob_ref(content))
+    blobs: dict[str, bytes | memoryview] = {ref.digest: part for ref, part in imported.blobs()}
+    blobs[package.manifest.digest] = content
+    return PackagedModel(package, blobs, imported, graph, manifest)
+
+
+def _manifest(path: Path, graph: Graph) -> Manifest:
+    shape = graph.shape(graph.input)
+    outputs = [graph.shape(name) for name in graph.outputs]
+    file = manifest_path(path)
+    if not file.exists():
+        return default_manifest(shape, outputs)
+    manifest = load_manifest(file)
+    try:
+        check_fits(manifest, shape, outputs)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    return manifest

@@ -1,0 +1,190 @@
+"""The cost model: how long a device computes a tile, and how long an exchange of halos takes.
+
+A node is limited by arithmetic or by memory. Arithmetic: its operations over the device's rate.
+Memory: operators that do little with each element, weights that are read once for a batch of one
+(a Gemm), and the copies around a segment: its input is put together from pieces, and onnxruntime
+brings it into its own layout and back. A node that is fused behind a kernel costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from agent.planner.graph import Graph
+    from agent.planner.layers import Layer
+    from agent.planner.layout import Layouts
+    from agent.planner.receptive_field import Boxes, Demand, Field
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+# A segment's inputs and outputs are each copied once more than the model's own tensors.
+_BORDER_COPIES = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What the planner knows of a device; rates are those of the cores that serve."""
+
+    id: str
+    flops_per_s: float
+    memory_bytes_per_s: float = 4e9
+    link_bytes_per_s: float = 117e6
+    link_latency_s: float = 0.0005
+    step_overhead_s: float = 0.0003
+    memory_limit_bytes: int | None = None
+
+
+@dataclass(slots=True)
+class Work:
+    """What some tiles of a block cost; every array has the shape (tiles,)."""
+
+    flops: Floats
+    moved: Floats
+    weights: Floats
+    peak: Floats
+
+    @classmethod
+    def none(cls, tiles: int) -> Work:
+        """Return no work for `tiles` tiles."""
+        return cls(*(np.zeros(tiles) for _ in range(4)))
+
+    def add(self, layer: Layer, demand: Demand, graph: Graph) -> list[tuple[Field, Boxes]]:
+        """Walk `demand` backwards through a layer and add what its nodes cost.
+
+        Returns:
+            The layer's nodes, last one first, with what each computes for every tile.
+        """
+        walked = []
+        behind_kernel = _behind_kernel(layer)
+        for field, fused in zip(layer.fields[::-1], behind_kernel[::-1], strict=True):
+            computed = demand.through(field)
+            self._add_node(field, computed, graph, fused=fused)
+            walked.append((field, computed))
+        return walked
+
+    def _add_node(self, field: Field, computed: Boxes, graph: Graph, *, fused: bool) -> None:
+        operator = field.operator
+        sizes = computed.sizes().astype(np.float64)
+        self.flops += operator.flops * sizes
+        touched = sizes * graph.itemsize(field.node.outputs[0])
+        for name, box in field.needed(computed):
+            nbytes = box.sizes() * float(graph.itemsize(name))
+            if name in graph.weights:
+                self.weights += nbytes
+                # Batch 1: each weight of a Gemm is used once, so reading it is the work.
+                self.moved += nbytes
+            elif name in graph.tensors:
+                touched += nbytes
+        self.peak = np.maximum(self.peak, touched)
+        if operator.memory_bound and not fused and not operator.reshapes:
+            self.moved += touched
+
+
+def _behind_kernel(layer: Layer) -> list[bool]:
+    """Tell for each node of a layer whether a kernel precedes it, into which it is fused."""
+    found, behind = False, []
+    for field in layer.fields:
+        behind.append(found)
+        found = found or not field.operator.memory_bound
+    return behind
+
+
+class CostModel:
+    """Times of blocks for all layouts of some devices at once."""
+
+    def __init__(self, graph: Graph, layouts: Layouts) -> None:
+        self._graph, self._layouts = graph, layouts
+        devices = layouts.devices
+        self._n = len(devices)
+        self._flops = np.array([d.flops_per_s for d in devices])
+        self._memory = np.array([d.memory_bytes_per_s for d in devices])
+        self._link = np.array([d.link_bytes_per_s for d in devices])
+        self._latency = np.array([d.link_latency_s for d in devices])
+        self._overhead = np.array([d.step_overhead_s for d in devices])
+        limits = (d.memory_limit_bytes for d in devices)
+        self._limit = np.array([np.inf if limit is None else limit for limit in limits])
+        count, device = layouts.count, layouts.device
+        self._foreign = device[:, None] != device[None, :]
+        self._in_layout = (count[:, None] == np.arange(1, self._n + 1)).astype(np.float64)
+        self._owned: dict[str, tuple[Boxes, int]] = {}
+
+    def compute(self, work: Work, borders: Floats) -> Floats:
+        """Return the seconds that each tile's device computes.
+
+        Args:
+            work: what the tiles cost.
+            borders: bytes of the segment's inputs and outputs, shape (tiles,).
+        """
+        device = self._layouts.device
+        moved = work.moved + _BORDER_COPIES * borders
+        seconds: Floats = (
+            work.flops / self._flops[device] + moved / self._memory[device] + self._overhead[device]
+        )
+        return seconds
+
+    def slowest(self, seconds: Floats) -> Floats:
+        """Return the longest time in each layout; shape (N,), for K = 1..N devices."""
+        table = np.zeros((self._n, self._n))
+        table[self._layouts.count - 1, self._layouts.device] = seconds
+        return np.asarray(table.max(axis=1))
+
+    def too_large(self, work: Work, borders: Floats) -> Any:
+        """Return for each layout whether a device cannot hold its tile's weights and tensors."""
+        needed = work.weights + work.peak + borders
+        over = needed > self._limit[self._layouts.device]
+        return self.slowest(over.astype(np.float64)) > 0
+
+    def exchange(self, needs: Mapping[str, Boxes], owned: Sequence[str] | None = None) -> Floats:
+        """Return the seconds between two blocks for every pair of layouts.
+
+        Args:
+            needs: what the later block's tiles read of each tensor alive at the cut.
+            owned: the tensors which the earlier block's layout shares out; by default all but the
+                model's input, which every device has.
+
+        Returns:
+            Shape (N, N): [K, K'] for K devices after the cut and K' before it.
+        """
+        tiles = len(self._layouts.count)
+        received, sent = np.zeros((tiles, self._n)), np.zeros((self._n, tiles))
+        copied = np.zeros(tiles)
+        for name in needs if owned is None else owned:
+            if name == self._graph.input:
+                continue
+            foreign = self._overlaps(name, needs[name])
+            received += foreign @ self._in_layout
+            sent += self._in_layout.T @ foreign
+            copied += needs[name].sizes() * float(self._graph.itemsize(name))
+        return self._exchange_seconds(received, sent, copied)
+
+    def gather(self, outputs: Sequence[str]) -> Floats:
+        """Return the seconds to bring whole outputs to the first device; shape (N,) for K'."""
+        whole = {name: self._layouts.tiles(name) for name in outputs}
+        # The first tile is that of one device: it owns, and so needs, everything.
+        return np.asarray(self.exchange(whole)[0])
+
+    def _overlaps(self, name: str, need: Boxes) -> Floats:
+        """Return how many bytes of tile u every tile t needs and does not own: [t, u]."""
+        own = self._layouts.tiles(name)
+        start = np.maximum(need.start[:, None], own.start[None])
+        stop = np.minimum(need.stop[:, None], own.stop[None])
+        common = np.maximum(stop - start, 0).prod(axis=2) * self._foreign
+        return np.asarray(common * float(self._graph.itemsize(name)))
+
+    def _exchange_seconds(self, received: Floats, sent: Floats, copied: Floats) -> Floats:
+        """Turn bytes per tile into the longest time over devices: [K, K']."""
+        n, count, device = self._n, self._layouts.count - 1, self._layouts.device
+        into, out, copies = np.zeros((n, n, n)), np.zeros((n, n, n)), np.zeros((n, n, n))
+        into[count, :, device] = received
+        out[:, count, device] = sent
+        copies[count, :, device] = copied[:, None]
+        busiest = np.maximum(into, out)
+        seconds = busiest / self._link + self._latency * (busiest > 0)
+        seconds += copies / self._memory * (into > 0)
+        return np.asarray(seconds.max(axis=2))

@@ -1,0 +1,229 @@
+"""Importing a model: checked, simplified, and taken apart into a small graph and weights.
+
+Large initializers become inputs of the graph before onnxruntime simplifies it, so that weights are
+neither copied nor changed: shape arithmetic, Identity, Dropout and the like are folded, while what
+onnxruntime fuses with weights (Conv with BatchNormalization) is fused by each device's session, as
+it is in the whole model.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from agent.errors import ModelError
+from agent.planner.graph import read_graph, tensor_of
+from agent.planner.model_file import (
+    check_dataflow,
+    constants_to_initializers,
+    label,
+    load,
+    take_large_initializers,
+)
+from agent.wire.model import WeightEntry
+from agent.wire.program import BlobRef, blob_ref
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from agent.planner.model_file import Array
+
+_OLDEST_OPSET = 9
+_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"}
+    | {"RandomUniform", "RandomUniformLike"}
+)
+_CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+_PART_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A model ready to be planned and shipped.
+
+    `graph` is an ONNX graph in which every large initializer is an input, named as in `weights`;
+    `path` is the file that it came from.
+    """
+
+    name: str
+    path: Path
+    graph: bytes
+    weights: tuple[WeightEntry, ...]
+    _arrays: Mapping[str, Array] = field(repr=False)
+
+    def blobs(self) -> Iterator[tuple[BlobRef, bytes | memoryview]]:
+        """Yield each blob once: the graph, then every part of every weight."""
+        yield blob_ref(self.graph), self.graph
+        seen = set()
+        for entry in self.weights:
+            for ref, content in zip(entry.parts, _parts(self._arrays[entry.name]), strict=True):
+                if ref.digest not in seen:
+                    seen.add(ref.digest)
+                    yield ref, content
+
+    def arrays(self) -> dict[str, Array]:
+        """Return the weights; those that the file keeps externally are mapped, not read."""
+        return dict(self._arrays)
+
+
+def import_model(path: Path) -> ImportedModel:
+    """Read, check and simplify the ONNX model at `path`.
+
+    Raises:
+        ModelError: if HaloMQ cannot serve it; says which node or value is why, and what to do.
+    """
+    model = load(path)
+    _check_operators(model)
+    constants_to_initializers(model.graph)
+    arrays = take_large_initializers(model, path.parent)
+    _check_dataflow(model)
+    _check_input(model, arrays)
+    model = _simplified(model)
+    arrays |= take_large_initializers(model, path.parent)
+    arrays = _drop_unused(model, arrays)
+    graph = _with_shapes(model).SerializeToString(deterministic=True)
+    weights = tuple(_entry(name, array) for name, array in arrays.items())
+    read_graph(graph, weights)
+    return ImportedModel(_name(path), path, graph, weights, arrays)
+
+
+def _check_operators(model: onnx.ModelProto) -> None:
+    opset = max((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), default=0)
+    if opset < _OLDEST_OPSET:
+        raise ModelError(
+            f"the model uses opset {opset}; HaloMQ needs {_OLDEST_OPSET} or later "
+            "(onnx.version_converter or a new export can raise it)"
+        )
+    for node in model.graph.node:
+        if node.domain not in _DOMAINS:
+            raise ModelError(
+                f"{label(node)} is from the domain '{node.domain}', which onnxruntime does not "
+                "have; export the model with standard operators"
+            )
+        if node.op_type in _RANDOM:
+            raise ModelError(f"{label(node)} gives another result at each run; remove it")
+        if node.op_type in _CONTROL:
+            raise ModelError(
+                f"{label(node)} is control flow, which HaloMQ cannot plan; export without it"
+            )
+
+
+def _check_dataflow(model: onnx.ModelProto) -> None:
+    graph = model.graph
+    known = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    known |= {t.values.name for t in graph.sparse_initializer}
+    check_dataflow(graph.node, known)
+    written = known | {name for node in graph.node for name in node.output}
+    for value in graph.output:
+        if value.name not in written:
+            raise ModelError(f"no node writes the output '{value.name}'")
+
+
+def _check_input(model: onnx.ModelProto, weights: Mapping[str, Array]) -> None:
+    values = [value for value in model.graph.input if value.name not in weights]
+    if len(values) != 1:
+        names = ", ".join(f"'{value.name}'" for value in values)
+        raise ModelError(f"the model has {len(values)} inputs ({names}); HaloMQ serves one image")
+    value = values[0]
+    free = [d for d in value.type.tensor_type.shape.dim if not d.HasField("dim_value")]
+    if free:
+        names = ", ".join(f"'{d.dim_param or '?'}'" for d in free)
+        raise ModelError(
+            f"the input '{value.name}' has free dimensions ({names}); fix them, for instance with "
+            "python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name "
+            f"{value.name} --input_shape 1,3,224,224 MODEL.onnx FIXED.onnx"
+        )
+    shape = tensor_of(value, "the model").shape
+    if shape and shape[0] != 1:
+        raise ModelError(
+            f"the input '{value.name}' has the shape {shape}, a batch of {shape[0]}; "
+            "HaloMQ answers one image at a time: export with batch 1"
+        )
+
+
+def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return what onnxruntime's basic, exact optimisations make of a model."""
+    with tempfile.TemporaryDirectory(prefix="halomq-") as folder:
+        simplified = Path(folder, "simplified.onnx")
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(simplified)
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        try:
+            ort.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(f"onnxruntime cannot load the model: {reason}") from error
+        return onnx.load(str(simplified))
+
+
+def _drop_unused(model: onnx.ModelProto, arrays: dict[str, Array]) -> dict[str, Array]:
+    """Remove nodes and weights on which no output depends; return the weights that remain."""
+    graph = model.graph
+    used = {value.name for value in graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if used.intersection(node.output):
+            used.update(node.input)
+            kept.append(node)
+    inputs = [v for v in graph.input if v.name in used or v.name not in arrays]
+    constants = [tensor for tensor in graph.initializer if tensor.name in used]
+    for repeated, values in (
+        (graph.node, kept[::-1]),
+        (graph.input, inputs),
+        (graph.initializer, constants),
+    ):
+        _replace(repeated, values)
+    return {name: array for name, array in arrays.items() if name in used}
+
+
+def _replace(repeated: Any, values: list[Any]) -> None:
+    del repeated[:]
+    repeated.extend(values)
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with the shape of every tensor that can be known, and no free text."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ModelError(f"the model's shapes contradict each other: {reason}") from error
+    for node in inferred.graph.node:
+        node.ClearField("doc_string")
+    used = {node.domain for node in inferred.graph.node} | {"", "ai.onnx"}
+    _replace(inferred.opset_import, [o for o in inferred.opset_import if o.domain in used])
+    del inferred.metadata_props[:]
+    return inferred
+
+
+def _entry(name: str, array: Array) -> WeightEntry:
+    parts = tuple(blob_ref(part) for part in _parts(array))
+    return WeightEntry(name, array.dtype.name, tuple(array.shape), parts)
+
+
+def _parts(array: Array) -> Iterator[memoryview]:
+    """Yield the bytes of an array in parts of whole rows, of 8 MiB at most (or one row)."""
+    row = prod(array.shape[1:]) * array.itemsize
+    step = max(1, _PART_BYTES // row)
+    for start in range(0, array.shape[0], step):
+        rows = np.ascontiguousarray(array[start : start + step])
+        yield memoryview(rows.reshape(-1).view(np.uint8))
+
+
+def _name(path: Path) -> str:
+    """Return the file's name as a model name: letters, digits, dots, dashes, underscores."""
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")[:64]
+    return cleaned or "model"

@@ -1,0 +1,152 @@
+"""Layers: nodes grouped with what onnxruntime fuses behind them, in the order that is cut.
+
+A cut inside such a group would make onnxruntime compute other kernels than in the whole model, and
+would exchange a tensor that otherwise never reaches memory. So cuts lie between layers only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
+
+from agent.planner.receptive_field import Field
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agent.planner.graph import Graph, Node
+
+_VIEWS = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
+_KERNELS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_SUMS = frozenset({"Add", "Sum"})
+_SCALES = frozenset({"Add", "Mul", "Sub", "Div"})
+_ACTIVATIONS = frozenset(
+    {"Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "Elu", "PRelu", "HardSigmoid", "HardSwish"}
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """Consecutive nodes between which no cut is made."""
+
+    fields: tuple[Field, ...]
+
+    @property
+    def label(self) -> str:
+        """The nodes' types and the first one's name, for people."""
+        first = self.fields[0].node
+        rest = "".join(f"+{field.node.op}" for field in self.fields[1:])
+        return f"{first.op}{rest} '{first.proto.name or first.outputs[0]}'"
+
+
+def layers_of(graph: Graph) -> tuple[Layer, ...]:
+    """Group the graph's nodes into layers, those that can be distributed as early as possible."""
+    leader = _groups(graph)
+    members: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        members.setdefault(leader[node.index], []).append(node)
+    fields = {node.index: Field(node, graph) for node in graph.nodes}
+    order = _order(graph, leader, {m for m, n in members.items() if _late(n, fields)})
+    return tuple(Layer(tuple(fields[node.index] for node in members[m])) for m in order)
+
+
+def live_tensors(graph: Graph, layers: Sequence[Layer]) -> list[tuple[str, ...]]:
+    """Return, for each cut 0..len(layers), the activations that are alive across it."""
+    last: dict[str, int] = dict.fromkeys(graph.outputs, len(layers) + 1)
+    for number, layer in enumerate(layers):
+        for field in layer.fields:
+            for name, _ in field.activations:
+                last[name] = max(last.get(name, 0), number)
+    alive = {graph.input: last.get(graph.input, -1)}
+    cuts = [(graph.input,)]
+    for number, layer in enumerate(layers):
+        for field in layer.fields:
+            alive |= {name: last[name] for name in field.node.outputs if name in last}
+        alive = {name: end for name, end in alive.items() if end > number}
+        cuts.append(tuple(alive))
+    return cuts
+
+
+def _groups(graph: Graph) -> list[int]:
+    """Return each node's group, named by the index of one of its nodes."""
+    leader = list(range(len(graph.nodes)))
+    for node in graph.nodes:  # topological, so that producers know their group
+        producer = _fuses_behind(node, graph)
+        if producer is not None:
+            leader[node.index] = leader[producer.index]
+    for node in reversed(graph.nodes):
+        reader = _only_reader(node, graph)
+        if node.op in _VIEWS and reader is not None and leader[node.index] == node.index:
+            leader[node.index] = leader[reader.index]
+    return leader
+
+
+def _fuses_behind(node: Node, graph: Graph) -> Node | None:
+    """Return the producer that `node` is fused with, the last one where there are several."""
+    found = None
+    for name in node.inputs:
+        producer = graph.producers.get(name)
+        if producer is None or _only_reader(producer, graph) is not node:
+            continue
+        if _pair(producer, node, graph) and (found is None or producer.index > found.index):
+            found = producer
+    return found
+
+
+def _pair(producer: Node, node: Node, graph: Graph) -> bool:
+    if node.op in _ACTIVATIONS:
+        return producer.op in _KERNELS | _SCALES | _SUMS | {"BatchNormalization"}
+    if node.op == "BatchNormalization":
+        return producer.op in _KERNELS
+    if node.op in _SUMS and producer.op in {"Conv", "BatchNormalization"}:
+        return True
+    others = [name for name in node.inputs if name not in producer.outputs]
+    return (
+        node.op in _SCALES
+        and producer.op in _KERNELS
+        and all(graph.is_constant(name) for name in others)
+    )
+
+
+def _only_reader(node: Node, graph: Graph) -> Node | None:
+    """Return the one node that reads the node's one output, if that is all its use."""
+    outputs = [name for name in node.outputs if name in graph.consumers or name in graph.outputs]
+    if len(outputs) != 1 or outputs[0] in graph.outputs:
+        return None
+    readers = graph.consumers[outputs[0]]
+    return readers[0] if len(readers) == 1 else None
+
+
+def _late(nodes: Sequence[Node], fields: dict[int, Field]) -> bool:
+    """Tell whether one of the nodes cannot be computed by tiles at all."""
+    return any(
+        len(fields[node.index].operator.fixed) == len(fields[node.index].shape)
+        and node.op not in _VIEWS
+        for node in nodes
+    )
+
+
+def _order(graph: Graph, leader: list[int], late: set[int]) -> list[int]:
+    """Order the groups topologically; of those that could be next, distributable ones first."""
+    after: dict[int, set[int]] = {group: set() for group in leader}
+    for node in graph.nodes:
+        for name in filter(None, node.outputs):
+            for reader in graph.consumers.get(name, ()):
+                if leader[reader.index] != leader[node.index]:
+                    after[leader[node.index]].add(leader[reader.index])
+    waits = dict.fromkeys(after, 0)
+    for readers in after.values():
+        for reader in readers:
+            waits[reader] += 1
+    ready = [(group in late, group) for group, count in waits.items() if count == 0]
+    heapify(ready)
+    order = []
+    while ready:
+        _, group = heappop(ready)
+        order.append(group)
+        for reader in sorted(after[group]):
+            waits[reader] -= 1
+            if waits[reader] == 0:
+                heappush(ready, (reader in late, reader))
+    return order

@@ -1,0 +1,145 @@
+"""Receptive fields: which region of every tensor is needed so that some tiles can be computed.
+
+RFS of arXiv 2207.11293, for any DAG: regions are propagated backwards, each axis on its own, and a
+tensor with several readers needs the hull of what they need. All tiles are walked at once: a
+`Boxes` holds one region of one tensor for each tile. A single region is a `Boxes` with one row.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from agent.planner.operators import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from agent.geometry import Region
+    from agent.planner.graph import Graph, Node
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Boxes(NamedTuple):
+    """Regions of one tensor: `start` and `stop` have the shape (tiles, rank)."""
+
+    start: Ints
+    stop: Ints
+
+    def region(self, tile: int) -> Region:
+        """Return one tile's region as plain data."""
+        return tuple(zip(self.start[tile].tolist(), self.stop[tile].tolist(), strict=True))
+
+    def row(self, tile: int) -> Boxes:
+        """Return one tile's region as a `Boxes` with one row."""
+        return self.rows(slice(tile, tile + 1))
+
+    def rows(self, tiles: slice) -> Boxes:
+        """Return the regions of some tiles."""
+        return Boxes(self.start[tiles], self.stop[tiles])
+
+    def sizes(self) -> Ints:
+        """Return how many elements each region holds; shape (tiles,)."""
+        return np.asarray((self.stop - self.start).prod(axis=1))
+
+
+def boxes(regions: Iterable[Region]) -> Boxes:
+    """Gather regions of one tensor, one for each tile."""
+    both = np.array(list(regions), dtype=np.int64)
+    if both.ndim < 3:  # scalars have no axes
+        both = both.reshape(len(both), 0, 2)
+    return Boxes(both[:, :, 0], both[:, :, 1])
+
+
+def hull(left: Boxes | None, right: Boxes) -> Boxes:
+    """Return the hull of each tile's two regions."""
+    if left is None:
+        return right
+    return Boxes(np.minimum(left.start, right.start), np.maximum(left.stop, right.stop))
+
+
+class _InputMap:
+    """The maps of one input as arrays, so that all its axes and tiles are one expression."""
+
+    def __init__(self, axes: Sequence[tuple[int, int, int, int]], shape: Sequence[int]) -> None:
+        table = np.array(axes, dtype=np.int64).reshape(len(axes), 4)
+        self.axis, self.stride, self.low, high = table.T
+        self.high = high + 1 - self.stride
+        self.last = np.array(shape, dtype=np.int64) - 1
+        self.extent = self.last + 1
+
+    def needed(self, output: Boxes) -> Boxes:
+        # A scalar's region has no axis to look at; what it needs has stride 0 and looks at none.
+        start, stop = output if output.start.shape[1] else _pad(output)
+        return Boxes(
+            np.minimum(np.maximum(start[:, self.axis] * self.stride + self.low, 0), self.last),
+            np.maximum(np.minimum(stop[:, self.axis] * self.stride + self.high, self.extent), 1),
+        )
+
+
+def _pad(scalars: Boxes) -> Boxes:
+    count = len(scalars.start)
+    return Boxes(np.zeros((count, 1), dtype=np.int64), np.ones((count, 1), dtype=np.int64))
+
+
+class Field:
+    """One node's receptive field: its operator, ready to be applied to many tiles."""
+
+    def __init__(self, node: Node, graph: Graph) -> None:
+        self.node = node
+        self.operator = describe(node, graph)
+        self.shape = graph.shape(node.outputs[0])
+        self._fixed = list(self.operator.fixed)
+        self._extents = np.array([self.shape[axis] for axis in self._fixed], dtype=np.int64)
+        self.inputs: list[tuple[str, _InputMap]] = [
+            (name, _InputMap(axes, graph.shape(name)))
+            for name, axes in zip(node.inputs, self.operator.maps, strict=True)
+            if name and axes is not None
+        ]
+        self.activations = [pair for pair in self.inputs if not graph.is_constant(pair[0])]
+        self._graph = graph
+
+    def computed(self, wanted: Boxes) -> Boxes:
+        """Return what the node computes so that `wanted` of its (first) output is there."""
+        if not self._fixed:
+            return wanted
+        start, stop = wanted.start.copy(), wanted.stop.copy()
+        start[:, self._fixed] = 0
+        stop[:, self._fixed] = self._extents
+        return Boxes(start, stop)
+
+    def needed(self, computed: Boxes) -> list[tuple[str, Boxes]]:
+        """Return what of each input is read to compute `computed`, constants included."""
+        return [(name, field.needed(computed)) for name, field in self.inputs]
+
+    @cached_property
+    def whole(self) -> Region:
+        """The region of the node's whole first output."""
+        return tuple((0, extent) for extent in self.shape)
+
+
+class Demand:
+    """What of each tensor is needed at some point of a walk backwards through a graph."""
+
+    def __init__(self, graph: Graph, wanted: dict[str, Boxes]) -> None:
+        self._graph = graph
+        self.boxes = dict(wanted)
+
+    def through(self, field: Field) -> Boxes:
+        """Walk backwards through one node: its outputs' demand becomes its inputs' demand.
+
+        Returns:
+            What the node computes of its first output, for each tile.
+        """
+        outputs = [name for name in field.node.outputs if name in self.boxes]
+        wanted = [self.boxes.pop(name) for name in outputs]
+        if outputs == [field.node.outputs[0]]:
+            computed = field.computed(wanted[0])
+        else:  # several outputs: everything is computed whole
+            computed = boxes([field.whole] * len(wanted[0].start))
+        for name, axis_maps in field.activations:
+            self.boxes[name] = hull(self.boxes.get(name), axis_maps.needed(computed))
+        return computed

@@ -1,0 +1,103 @@
+"""What the agent's executor does: decode, run, conclude, load. Each job returns one event."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agent.adapters.compute import LoadedProgram, Loader
+from agent.adapters.media import decode_input
+from agent.answers import answer
+from agent.errors import HaloMQError, InputError
+from agent.wire.manifest import decode_manifest
+from agent.wire.program import decode_program
+from agent.wire.tensors import tensor_message
+from agent.worker import events as ev
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.adapters.runtime import RuntimeOptions
+    from agent.adapters.store import BlobStore
+    from agent.wire.manifest import Manifest
+    from agent.wire.program import Program
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error as one sentence for a log line or an answer."""
+    if isinstance(error, HaloMQError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory; give the device a smaller part with runtime.memory_limit_mb"
+    return f"internal error, {type(error).__name__}: {error}".replace("\n", " ")
+
+
+class Jobs:
+    """The loaded plans of a device and the work that is done with them.
+
+    `run`, `decode` and `conclude` belong to the executor's thread, `read` and `load` to the
+    loader's; a plan is visible to the executor once it is loaded.
+    """
+
+    def __init__(
+        self,
+        store: BlobStore,
+        options: RuntimeOptions,
+        max_payload_bytes: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._loader = Loader(store.read, options)
+        self._max_payload_bytes = max_payload_bytes
+        self._clock = clock
+        self._plans: dict[str, LoadedProgram] = {}
+        self._manifests: dict[str, Manifest] = {}
+        self._dropped: set[str] = set()
+
+    def read(self, job: ev.ReadPlan) -> ev.PlanRead:
+        """Read and check a plan's program and manifest from the store."""
+        program = decode_program(bytes(self._store.read(job.program.digest)))
+        manifest = decode_manifest(bytes(self._store.read(job.manifest.digest)))
+        self._manifests[job.plan] = manifest
+        return ev.PlanRead(job.plan, program, manifest)
+
+    def load(self, plan: str, program: Program) -> ev.Loaded:
+        """Load a plan's segments."""
+        self._plans[plan] = self._loader.load(program)
+        return ev.Loaded(plan)
+
+    def unload(self, plan: str) -> None:
+        """Forget a plan, and its segments unless another loaded plan uses them."""
+        self._plans.pop(plan, None)
+        self._manifests.pop(plan, None)
+        self._loader.retain([loaded.program for loaded in self._plans.values()])
+
+    def decode(self, job: ev.Decode) -> ev.Decoded:
+        """Decode a request's payload."""
+        started = self._clock()
+        if len(job.payload) > self._max_payload_bytes:
+            limit = self._max_payload_bytes >> 20
+            raise InputError(
+                f"the request has {len(job.payload)} bytes, over the limit of {limit} MiB "
+                "(requests.max_payload_mb); send a smaller picture"
+            )
+        program = self._plans[job.plan].program
+        spec = program.tensors[program.input]
+        image = decode_input(
+            job.payload, self._manifests[job.plan], spec.shape, spec.dtype, job.content_type
+        )
+        return ev.Decoded(job.key, image, self._clock() - started)
+
+    def run(self, job: ev.Run) -> ev.StepFinished:
+        """Run a step of a plan."""
+        started = self._clock()
+        arrays = self._plans[job.plan].run(job.step, job.inputs)
+        return ev.StepFinished(job.key, job.plan, job.step, arrays, started, self._clock())
+
+    def conclude(self, job: ev.Conclude) -> ev.Concluded:
+        """Make the answer of a request from its outputs."""
+        outputs = self._plans[job.plan].outputs(job.outputs)
+        if job.tensors:
+            messages: dict[str, Any] = {n: tensor_message(a) for n, a in outputs.items()}
+            return ev.Concluded(job.key, job.plan, None, messages)
+        result = answer(outputs, self._manifests[job.plan], job.image.frame)
+        return ev.Concluded(job.key, job.plan, result, None)

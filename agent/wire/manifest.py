@@ -1,0 +1,258 @@
+"""The manifest of a model: how a picture becomes its input, and how its output becomes an answer.
+
+People write it as TOML beside the model (MODEL.onnx has MODEL.toml); it travels as JSON:
+
+    task = "heatmap"                     # or "classification", "tensor"
+    labels = ["background", "scratch"]   # in the order of the model's classes
+
+    [input]
+    color = "rgb"                        # or "bgr", "gray"
+    resize = "stretch"                   # or "crop", "letterbox", "none"
+    mean = [0.485, 0.456, 0.406]         # value = (pixel / 255 - mean) / std
+    std = [0.229, 0.224, 0.225]
+    layout = "nchw"                      # or "nhwc"; also the layout of a heatmap
+
+    [output]
+    softmax = false                      # true where the model ends in logits
+    top = 5                              # classification: how many classes to report
+    background = 0                       # heatmap: the class that is nothing
+    threshold = 0.5                      # heatmap: a cell counts from this score on
+    min_cells = 1                        # heatmap: smaller objects are dropped
+
+Every field but `task` may be left out.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from math import isfinite
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+
+import msgspec
+from msgspec import Meta, Struct
+
+from agent.errors import ConfigError, WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+PICTURE_RANK = 4
+
+Task = Literal["classification", "heatmap", "tensor"]
+Color = Literal["rgb", "bgr", "gray"]
+Resize = Literal["stretch", "crop", "letterbox", "none"]
+Layout = Literal["nchw", "nhwc"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "task": get_args(Task),
+    "input.color": get_args(Color),
+    "input.resize": get_args(Resize),
+    "input.layout": get_args(Layout),
+}
+
+# A model with a million classes is not one that a small device serves.
+Label = Annotated[str, Meta(min_length=1, max_length=200)]
+Labels = Annotated[tuple[Label, ...], Meta(max_length=1_000_000)]
+PerChannel = Annotated[tuple[float, ...], Meta(min_length=1, max_length=3)]
+
+
+class InputManifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a picture becomes the model's input: value = (pixel / 255 - mean) / std.
+
+    `mean` and `std` have one value for each channel in the model's order (so blue first for
+    "bgr"), or one for all. A model whose input is uint8 gets the pixels as they are.
+
+    `resize`: "stretch" to the model's size; "crop" the largest centred part of the model's aspect;
+    "letterbox" the whole picture with grey bars; "none" takes pictures of the exact size only.
+    """
+
+    color: Color = "rgb"
+    resize: Resize = "stretch"
+    mean: PerChannel = (0.0,)
+    std: PerChannel = (1.0,)
+    layout: Layout = "nchw"
+
+    @property
+    def channels(self) -> int:
+        """How many channels the model's input has."""
+        return 1 if self.color == "gray" else 3
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in {1, self.channels}:
+                raise ValueError(
+                    f"`{name}` has {len(values)} values, but color {self.color} has "
+                    f"{self.channels} (one value for all channels will do)"
+                )
+            if not all(isfinite(value) for value in values):
+                raise ValueError(f"`{name}` must be finite numbers")
+        if not all(value > 0 for value in self.std):
+            raise ValueError("`std` must be above 0")
+
+
+class OutputManifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """How the model's first output becomes an answer.
+
+    `softmax` applies a softmax over the classes first. `background`, `threshold` (0..1) and
+    `min_cells` are for heatmaps, `top` is for classification.
+    """
+
+    softmax: bool = False
+    top: Annotated[int, Meta(ge=1, le=1000)] = 5
+    background: Annotated[int, Meta(ge=0)] = 0
+    threshold: float = 0.5
+    min_cells: Annotated[int, Meta(ge=1)] = 1
+
+    def __post_init__(self) -> None:
+        # Written so that NaN, which TOML can say, is refused as well.
+        if not 0 <= self.threshold <= 1:
+            raise ValueError("`threshold` must be from 0 to 1")
+
+
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a model is for; without `labels`, classes are called by their number."""
+
+    task: Task
+    labels: Labels = ()
+    input: InputManifest = InputManifest()
+    output: OutputManifest = OutputManifest()
+
+    def __post_init__(self) -> None:
+        if self.task == "heatmap" and self.labels and self.output.background >= len(self.labels):
+            raise ValueError(
+                f"`output.background` is {self.output.background}, "
+                f"but there are {len(self.labels)} labels, counted from 0"
+            )
+
+    def label(self, index: int) -> str:
+        """Return the name of class `index`."""
+        return self.labels[index] if index < len(self.labels) else f"class {index}"
+
+
+def manifest_path(model: Path) -> Path:
+    """Return where the manifest of a model file is."""
+    return model.with_suffix(".toml")
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read a manifest from its TOML file.
+
+    Raises:
+        ConfigError: if it cannot be read, is not TOML, or says something impossible; the message
+            names the file and the field.
+    """
+    try:
+        return msgspec.convert(tomllib.loads(path.read_bytes().decode()), type=Manifest)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the manifest: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: the manifest is not a text file in UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: the manifest is not valid TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {_with_field_first(str(error))}") from error
+
+
+def default_manifest(
+    input_shape: Sequence[int], output_shapes: Sequence[Sequence[int]]
+) -> Manifest:
+    """Return the manifest of a model that has none.
+
+    A single output [1, N] is taken for the scores of a classification, as they are; anything else
+    is answered as tensors. Pixels are scaled to 0..1, and layout and colour follow the shape.
+    """
+    nhwc = (
+        len(input_shape) == PICTURE_RANK
+        and input_shape[1] not in {1, 3}
+        and input_shape[3] in {1, 3}
+    )
+    channels = input_shape[3 if nhwc else 1] if len(input_shape) == PICTURE_RANK else 3
+    shapes = [tuple(shape) for shape in output_shapes]
+    # [1, 1] is a single value (a regression): there is no class to choose.
+    scores = len(shapes) == 1 and len(shapes[0]) == 2 and shapes[0][0] == 1 < shapes[0][1]  # noqa: PLR2004
+    return Manifest(
+        task="classification" if scores else "tensor",
+        input=InputManifest(
+            color="gray" if channels == 1 else "rgb", layout="nhwc" if nhwc else "nchw"
+        ),
+    )
+
+
+def check_fits(
+    manifest: Manifest, input_shape: Sequence[int], output_shapes: Sequence[Sequence[int]]
+) -> None:
+    """Check that a manifest is one for a model of these shapes, so that deployment can refuse.
+
+    Raises:
+        ConfigError: naming the field that does not fit.
+    """
+    if len(input_shape) == PICTURE_RANK and manifest.task != "tensor":
+        channels = input_shape[1 if manifest.input.layout == "nchw" else 3]
+        if channels != manifest.input.channels:
+            raise ConfigError(
+                f"input.color: the manifest says {manifest.input.color} "
+                f"({manifest.input.channels} channels, layout {manifest.input.layout}), "
+                f"but the model takes {'x'.join(map(str, input_shape))}"
+            )
+    if manifest.task == "tensor":
+        return
+    if not output_shapes:
+        raise ConfigError(f"task: the manifest says {manifest.task}, but the model has no output")
+    classes = class_count(manifest, output_shapes[0])
+    if manifest.labels and len(manifest.labels) != classes:
+        raise ConfigError(
+            f"labels: the manifest has {len(manifest.labels)}, but the model has {classes} classes"
+        )
+    if manifest.task == "heatmap" and manifest.output.background >= classes:
+        raise ConfigError(
+            f"output.background: it is {manifest.output.background}, "
+            f"but the model has {classes} classes, counted from 0"
+        )
+
+
+def class_count(manifest: Manifest, output_shape: Sequence[int]) -> int:
+    """Return how many classes a first output of this shape scores.
+
+    Raises:
+        ConfigError: if the shape is none that the manifest's task has.
+    """
+    shape = tuple(output_shape)
+    if manifest.task == "heatmap" and len(shape) == PICTURE_RANK and shape[0] == 1:
+        return shape[1 if manifest.input.layout == "nchw" else 3]
+    if manifest.task == "classification":
+        extents = [extent for extent in shape if extent != 1]
+        if len(extents) == 1:
+            return extents[0]
+    wanted = "1 x classes" if manifest.task == "classification" else "one map of class scores"
+    raise ConfigError(
+        f"task: {manifest.task} needs an output of {wanted}, "
+        f"but the model's is {'x'.join(map(str, shape))}"
+    )
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Encode a manifest as deterministic JSON, the form in which it is a blob."""
+    return msgspec.json.encode(manifest, order="deterministic")
+
+
+def decode_manifest(content: bytes) -> Manifest:
+    """Decode and check a manifest blob.
+
+    Raises:
+        WireError: if it is malformed.
+    """
+    try:
+        return msgspec.json.decode(content, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise WireError(f"not a manifest of this version of HaloMQ: {error}") from error
+
+
+def _with_field_first(message: str) -> str:
+    """Turn msgspec's "<reason> - at `$.input.color`" into "input.color: <reason>"."""
+    reason, _, field = message.partition(" - at `$.")
+    field = field.rstrip("`")
+    if field in _CHOICES and reason.startswith("Invalid enum value"):
+        # msgspec does not say what would have been right.
+        reason = f"{reason} (choose one of {', '.join(_CHOICES[field])})"
+    return f"{field}: {reason}" if field else reason

@@ -1,0 +1,321 @@
+"""Message types: JSON where people and other tools read, msgpack where tensors travel.
+
+Every type is a frozen struct that is validated when it is decoded; what does not fit raises
+`WireError`, which the receiver logs and drops.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from agent.errors import WireError
+from agent.wire.model import ModelName, ModelPackage
+from agent.wire.program import BlobRef, Box, Digest, Extent, Index
+from agent.wire.tensors import TensorMessage, pack, unpack
+
+CHUNK_BYTES = 512 * 1024
+MAX_PACKET_BYTES = 16 * 1024 * 1024
+
+DeviceId = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+RequestId = DeviceId
+Text = Annotated[str, Meta(max_length=4096)]
+Fingerprint = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+Positive = Annotated[float, Meta(ge=0.0, le=1e18)]
+
+
+class Capacity(Struct, frozen=True):
+    """What a device can do: rates in flop/s and bytes/s, times in seconds, sizes in bytes."""
+
+    cpu: Text
+    cores: Index
+    threads: Index
+    memory_bytes: Extent
+    providers: tuple[Text, ...]
+    flops_per_s: Positive
+    memory_bytes_per_s: Positive
+    link_latency_s: Positive
+    link_bytes_per_s: Positive
+    memory_limit_bytes: Extent | None = None
+
+
+class Health(Struct, frozen=True):
+    """How a device is now; temperature in degrees Celsius where the platform tells it."""
+
+    load: Positive
+    memory_available_bytes: Extent
+    memory_used_bytes: Extent
+    temperature_c: float | None = None
+
+
+class ModelState(Struct, frozen=True):
+    """What a coordinator says of a deployed model in its status."""
+
+    name: ModelName
+    state: Text
+    epoch: int = 0
+    devices: tuple[DeviceId, ...] = ()
+
+
+class Status(Struct, frozen=True):
+    """Retained on a device's status topic; `session` tells one life of the process from another.
+
+    The last will is the same message with `state` offline, so an old will cannot hide a new birth.
+    """
+
+    device: DeviceId
+    session: Text
+    state: Literal["online", "offline"]
+    role: Literal["agent", "coordinator"] = "agent"
+    versions: dict[str, str] = {}
+    capacity: Capacity | None = None
+    health: Health | None = None
+    plans: dict[str, int] = {}
+    models: tuple[ModelState, ...] = ()
+
+
+class PlanHeader(Struct, frozen=True):
+    """What is retained of a model's current plan; (epoch, coordinator) orders plans totally.
+
+    `devices` is in rank order, the first one answers. `programs` and `manifest` are blobs that
+    `source` serves. `joined` are the devices that were not in the plan before, and so may lack
+    requests in flight.
+    """
+
+    epoch: Annotated[int, Meta(ge=1)]
+    coordinator: DeviceId
+    model: ModelName
+    digest: Digest
+    devices: tuple[DeviceId, ...]
+    programs: dict[DeviceId, BlobRef]
+    manifest: BlobRef
+    source: DeviceId
+    joined: tuple[DeviceId, ...] = ()
+    predicted_ms: float = 0.0
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """The key by which the newest plan is found."""
+        return (self.epoch, self.coordinator)
+
+
+class Prepare(Struct, frozen=True, tag="prepare"):
+    """Coordinator to agent: fetch and load what `plan` needs, but keep serving the current one."""
+
+    plan: PlanHeader
+
+
+class Standby(Struct, frozen=True, tag="standby"):
+    """Coordinator to agent: fetch `blobs` when idle; a plan after a device's loss needs them."""
+
+    model: ModelName
+    source: DeviceId
+    blobs: tuple[BlobRef, ...]
+
+
+class Prepared(Struct, frozen=True, tag="prepared"):
+    """Agent to coordinator: plan `epoch` can be activated, or why not."""
+
+    device: DeviceId
+    model: ModelName
+    epoch: int
+    ok: bool
+    reason: Text = ""
+
+
+class Want(Struct, frozen=True, tag="want"):
+    """Reader to the holder of a blob: publish `count` chunks, starting with chunk `first`."""
+
+    reader: DeviceId
+    digest: Digest
+    first: Index
+    count: Annotated[int, Meta(ge=1, le=64)]
+
+
+class Absent(Struct, frozen=True, tag="absent"):
+    """Holder to reader: the blob is not here, or cannot be read."""
+
+    digest: Digest
+    reason: Text = ""
+
+
+class Deploy(Struct, frozen=True, tag="deploy"):
+    """Client to coordinator: serve the model; `sender` serves its blobs until told it is done."""
+
+    sender: DeviceId
+    reference: Text
+    package: ModelPackage
+
+
+class Remove(Struct, frozen=True, tag="remove"):
+    """Client to coordinator: stop serving a model and forget it."""
+
+    sender: DeviceId
+    reference: Text
+    name: ModelName
+
+
+class Progress(Struct, frozen=True, tag="progress"):
+    """Coordinator to client: how a `Deploy` or `Remove` goes; the last one is `done`."""
+
+    reference: Text
+    text: Text
+    done: bool = False
+    ok: bool = True
+    fraction: float = 0.0
+    plan: PlanHeader | None = None
+
+
+Control = Prepare | Standby | Prepared | Want | Absent | Deploy | Remove | Progress
+
+
+class Piece(Struct, frozen=True, tag="piece"):
+    """A region of a tensor of one request under one plan; `data` is in C order, little-endian.
+
+    `input` is the fingerprint of the request's payload, so that a client which uses an id twice
+    can never get tensors of its two pictures mixed.
+    """
+
+    plan: Digest
+    request: RequestId
+    input: Fingerprint
+    tensor: Index
+    region: Box
+    data: bytes
+
+
+class Forward(Struct, frozen=True, tag="forward"):
+    """A request that a device which joined the plan has not seen; times in seconds from now."""
+
+    model: ModelName
+    request: RequestId
+    payload: bytes
+    remaining_s: Positive
+    tensors: bool = False
+    content_type: Text | None = None
+    response_topic: Text | None = None
+    correlation: bytes | None = None
+
+
+Peer = Piece | Forward
+
+
+class Chunk(Struct, frozen=True):
+    """Part `index` of a blob of `nbytes`, of `CHUNK_BYTES` each but the last."""
+
+    digest: Digest
+    nbytes: Extent
+    index: Index
+    data: bytes
+
+
+class Failure(Struct, frozen=True):
+    """Why a request has no result: a code for programs and a sentence for people."""
+
+    code: Literal["input", "deadline", "overloaded", "compute", "model", "shutdown"]
+    text: Text
+
+
+class Answer(Struct, frozen=True, omit_defaults=True):
+    """The answer to a request: `result` is what the manifest's task makes of the outputs.
+
+    A request for tensors is answered in msgpack, with `outputs` instead of `result`.
+    """
+
+    request: RequestId
+    model: ModelName
+    input: Fingerprint
+    ok: bool
+    outputs: dict[str, TensorMessage] | None = None
+    result: dict[str, Any] | None = None
+    error: Failure | None = None
+    elapsed_ms: float = 0.0
+    epoch: int = 0
+    devices: tuple[DeviceId, ...] = ()
+
+
+class AnswerKey(Struct, frozen=True):
+    """What of an answer tells which request it ends."""
+
+    request: RequestId
+    input: Fingerprint
+
+
+class StepTrace(Struct, frozen=True):
+    """When a step ran, in milliseconds since the request arrived at its device."""
+
+    block: int
+    start_ms: float
+    end_ms: float
+    predicted_ms: float = 0.0
+
+
+class Trace(Struct, frozen=True):
+    """What one device did for one request."""
+
+    device: DeviceId
+    request: RequestId
+    epoch: int
+    steps: tuple[StepTrace, ...]
+    decode_ms: float
+    compute_ms: float
+    wait_ms: float
+    total_ms: float
+    bytes_sent: int
+    bytes_received: int
+
+
+def fingerprint(payload: bytes) -> str:
+    """Return what tells two payloads with the same request id apart."""
+    return blake2b(payload, digest_size=16).hexdigest()
+
+
+def encode_json(message: Struct) -> bytes:
+    """Encode a message as JSON."""
+    return msgspec.json.encode(message)
+
+
+def decode_json(payload: bytes, kind: Any) -> Any:
+    """Decode and validate JSON of the struct (or union of structs) `kind`.
+
+    Raises:
+        WireError: if the payload is not such a message.
+    """
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"not a message of this version of HaloMQ: {error}") from error
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """Encode an answer as msgpack where it holds tensors, else as JSON."""
+    return encode_msgpack(answer) if answer.outputs is not None else encode_json(answer)
+
+
+def decode_answer(payload: bytes, kind: Any = Answer) -> Any:
+    """Decode an `Answer` (or, for less work, an `AnswerKey`) from JSON or msgpack.
+
+    Raises:
+        WireError: if the payload is neither.
+    """
+    return (decode_json if payload[:1] == b"{" else decode_msgpack)(payload, kind)
+
+
+def encode_msgpack(message: Struct) -> bytes:
+    """Encode a message as msgpack."""
+    return pack(message)
+
+
+def decode_msgpack(payload: bytes, kind: Any) -> Any:
+    """Decode and validate msgpack of the struct (or union of structs) `kind`.
+
+    Raises:
+        WireError: if the payload is not such a message.
+    """
+    try:
+        return msgspec.convert(unpack(payload, MAX_PACKET_BYTES), type=kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise WireError(f"not a message of this version of HaloMQ: {error}") from error

@@ -1,0 +1,437 @@
+"""The worker: one `handle(event, now)` that turns events into effects.
+
+Rules of the file: nothing here waits, reads a clock or does I/O; the executor does one job at a
+time, and of all that is ready the oldest request's earliest step goes first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from agent.errors import WireError
+from agent.geometry import size
+from agent.wire.messages import Answer, Failure, Forward, Piece
+from agent.wire.tensors import itemsize
+from agent.worker import events as ev
+from agent.worker.early import EarlyPieces
+from agent.worker.events import Effect, Event, Held, PlanEvent, RequestKey
+from agent.worker.execution import Execution
+from agent.worker.pieces import check_piece, chunked
+from agent.worker.plans import Plan, Plans
+from agent.worker.requests import RANK_DELAY_S, Request, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.wire.program import Program, Send
+
+REMEMBERED = 1024
+
+
+class WorkerCore:
+    """The worker of `device`; `session` names this life of its process.
+
+    `deadline_s` is the deadline of a request that brings none, `max_in_flight` how many requests
+    of all models are admitted at a time.
+    """
+
+    def __init__(
+        self, device: str, session: str, deadline_s: float = 30.0, max_in_flight: int = 16
+    ) -> None:
+        self._device = device
+        self._session = session
+        self._deadline_s = deadline_s
+        self._max_in_flight = max_in_flight
+        self._plans = Plans(device)
+        self._requests: dict[RequestKey, Request] = {}
+        self._unclaimed: dict[RequestKey, Request] = {}
+        self._recent: OrderedDict[RequestKey, None] = OrderedDict()
+        self._early = EarlyPieces()
+        self._busy = False
+        self._leaving = False
+        self._count = 0
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are not yet known to be answered."""
+        return len(self._requests)
+
+    @property
+    def serving(self) -> bool:
+        """Whether this device has a part in any current plan."""
+        return bool(self._plans.active)
+
+    def next_timer(self) -> float | None:
+        """Return when a `Tick` is due at the latest."""
+        return min((request.deadline for request in self._requests.values()), default=None)
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take one event at time `now` (seconds, monotonic); return what is to be done."""
+        effects = self._handler(event)(event, now)
+        return effects + self._next_job()
+
+    def _handler(self, event: Event) -> Callable[[Any, float], list[Effect]]:
+        handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
+            ev.StepFinished: self._step_finished,
+            ev.StepFailed: self._step_failed,
+            ev.PieceArrived: self._piece_arrived,
+            ev.RequestArrived: self._request_arrived,
+            ev.Decoded: self._decoded,
+            ev.DecodeRefused: self._decode_refused,
+            ev.Concluded: self._concluded,
+            ev.ResultSeen: self._result_seen,
+            ev.Tick: self._tick,
+            ev.LeaveAsked: self._leave_asked,
+        }
+        return handlers.get(type(event), self._plan_event)
+
+    # Plans ---------------------------------------------------------------------------------
+
+    def _plan_event(self, event: PlanEvent, now: float) -> list[Effect]:
+        before = dict(self._plans.active)
+        effects = self._change_plans(event)
+        removed = isinstance(event, ev.PlanAnnounced) and event.header is None
+        for model in before.keys() | self._plans.active.keys():
+            active = self._plans.active.get(model)
+            if before.get(model) is active:
+                continue
+            if removed:
+                effects += self._refuse_all(model, now)
+            effects += self._switch(model, active, now)
+        return effects
+
+    def _change_plans(self, event: PlanEvent) -> list[Effect]:
+        plans = self._plans
+        match event:
+            case ev.PlanOffered(header):
+                effects = [] if self._leaving else plans.offer(header, announced=False)
+            case ev.PlanAnnounced(model, header):
+                effects = (
+                    plans.remove(model) if header is None else plans.offer(header, announced=True)
+                )
+            case ev.StandbyOffered(standby):
+                effects = plans.keep_ready(standby)
+            case ev.Fetched(ticket):
+                effects = plans.fetched(ticket)
+            case ev.PlanRead(plan, program, manifest):
+                effects = plans.read(plan, program, manifest)
+            case ev.Loaded(plan):
+                effects = plans.loaded(plan)
+            case ev.FetchFailed(name, reason) | ev.PlanFailed(name, reason):
+                effects = plans.failed(name, reason)
+        return effects
+
+    def _switch(self, model: str, plan: Plan | None, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for request in [r for r in self._requests.values() if r.key.model == model]:
+            if request.state is State.ANSWERED:
+                continue
+            if request.state is not State.WAITING:
+                request.reset()
+            if plan is not None and plan.program is not None:
+                effects += self._forward(request, plan, now)
+                effects += self._start(request, plan, plan.program, now)
+        if plan is not None and self._answers(plan):
+            for request in [r for r in self._unclaimed.values() if r.key.model == model]:
+                effects.append(self._claim(request, now))
+        return effects
+
+    def _refuse_all(self, model: str, now: float) -> list[Effect]:
+        keys = [key for key in self._requests if key.model == model]
+        text = "the model was removed while the request was in flight"
+        return [effect for key in keys for effect in self._refuse(key, "model", text, now)]
+
+    def _leave_asked(self, _event: ev.LeaveAsked, _now: float) -> list[Effect]:
+        self._leaving = True
+        return []
+
+    def _forward(self, request: Request, plan: Plan, now: float) -> list[Effect]:
+        header = plan.header
+        stayed = [device for device in header.devices if device not in header.joined]
+        if not stayed or stayed[0] != self._device:
+            return []
+        message = Forward(
+            model=request.key.model,
+            request=request.key.request,
+            payload=request.payload,
+            remaining_s=max(0.0, request.deadline - now),
+            tensors=request.reply.tensors,
+            content_type=request.reply.content_type,
+            response_topic=request.reply.response_topic,
+            correlation=request.reply.correlation,
+        )
+        return [ev.Pass(device, message) for device in header.joined]
+
+    # Requests ------------------------------------------------------------------------------
+
+    def _request_arrived(self, event: ev.RequestArrived, now: float) -> list[Effect]:
+        key = RequestKey(event.model, event.request or "", event.input)
+        if key in self._requests:
+            return []
+        if event.redelivered and key in self._recent:
+            return []
+        self._count += 1
+        life = self._deadline_s if event.expires_s is None else event.expires_s
+        request = Request(key, self._count, event.payload, event.reply, now, now + life)
+        plan = self._plans.active.get(event.model)
+        if event.request is None:
+            return self._take_unclaimed(request, plan, now)
+        self._forget_unclaimed(key)
+        if len(self._requests) >= self._admitted(plan):
+            return self._overloaded(request, plan)
+        self._requests[key] = request
+        if plan is None or plan.program is None:
+            return []
+        return self._start(request, plan, plan.program, now)
+
+    def _take_unclaimed(self, request: Request, plan: Plan | None, now: float) -> list[Effect]:
+        if plan is not None and self._answers(plan):
+            return [self._claim(request, now)]
+        self._unclaimed[request.key] = request
+        return []
+
+    def _claim(self, request: Request, now: float) -> Effect:
+        self._unclaimed.pop(request.key, None)
+        name = f"{self._session}-{request.number}"
+        remaining = max(0.0, request.deadline - now)
+        return ev.Republish(request.key.model, name, request.payload, request.reply, remaining)
+
+    def _forget_unclaimed(self, key: RequestKey) -> None:
+        self._unclaimed.pop(RequestKey(key.model, "", key.input), None)
+
+    def _overloaded(self, request: Request, plan: Plan | None) -> list[Effect]:
+        log = self._log("warning", "more requests in flight than max_in_flight", request)
+        if plan is None or not self._answers(plan):
+            return [log]
+        text = f"{self._max_in_flight} requests are in flight already; try again later"
+        answer = self._answer(request, plan, 0.0, Failure("overloaded", text))
+        return [log, ev.PublishAnswer(answer, request.reply)]
+
+    def _start(self, request: Request, plan: Plan, program: Program, now: float) -> list[Effect]:
+        request.plan = plan
+        request.execution = Execution(program)
+        if request.image is None:
+            request.move(State.DECODING)
+            return []
+        request.move(State.RUNNING)
+        return self._feed_image(request, now)
+
+    def _decoded(self, event: ev.Decoded, now: float) -> list[Effect]:
+        self._busy = False
+        request = self._requests.get(event.key)
+        if request is None or request.state is State.ANSWERED:
+            return []
+        request.image = event.image
+        request.meter.decode_s += event.seconds
+        if request.state is not State.DECODING:
+            return []
+        request.move(State.RUNNING)
+        return self._feed_image(request, now)
+
+    def _feed_image(self, request: Request, now: float) -> list[Effect]:
+        execution, plan = request.execution, request.plan
+        if execution is None or plan is None:
+            return []
+        spec = execution.program.tensors[execution.program.input]
+        region = tuple((0, extent) for extent in spec.shape)
+        sends = execution.add(execution.program.input, Held(region, request.image))
+        effects = self._send(request, sends)
+        early = self._early.take(plan.digest, request.key.request, request.key.input)
+        for piece, nbytes in early:
+            effects += self._take_piece(request, piece, nbytes, now)
+        return effects
+
+    def _piece_arrived(self, event: ev.PieceArrived, now: float) -> list[Effect]:
+        piece = event.piece
+        plan = next((p for p in self._plans.active.values() if p.digest == piece.plan), None)
+        model = plan.header.model if plan else ""
+        request = self._requests.get(RequestKey(model, piece.request, piece.input))
+        if request is None or request.state in (State.WAITING, State.DECODING):
+            dropped = self._early.add(piece, event.nbytes, now)
+            if dropped:
+                return [ev.Log("warning", f"dropped {dropped} early pieces: too many")]
+            return []
+        return self._take_piece(request, piece, event.nbytes, now)
+
+    def _take_piece(self, request: Request, piece: Piece, nbytes: int, now: float) -> list[Effect]:
+        execution = request.execution
+        if execution is None or request.state is not State.RUNNING:
+            return []
+        try:
+            check_piece(piece, execution.program)
+        except WireError as error:
+            return [self._log("warning", f"refused a piece: {error}", request)]
+        request.meter.received_bytes += nbytes
+        sends = execution.add(piece.tensor, Held(piece.region, piece.data))
+        return self._send(request, sends) + self._maybe_conclude(request, now)
+
+    def _decode_refused(self, event: ev.DecodeRefused, now: float) -> list[Effect]:
+        self._busy = False
+        return self._refuse(event.key, "input", event.reason, now)
+
+    def _step_finished(self, event: ev.StepFinished, now: float) -> list[Effect]:
+        self._busy = False
+        request = self._requests.get(event.key)
+        if request is None or not self._is_current(request, event.plan):
+            return []
+        execution = request.execution
+        if execution is None:
+            return []
+        step = execution.program.steps[event.step]
+        request.meter.steps.append((step.block, event.started, event.ended, step.predicted_s))
+        sends = execution.wrote(event.step, event.arrays)
+        return self._send(request, sends) + self._maybe_conclude(request, now)
+
+    def _step_failed(self, event: ev.StepFailed, now: float) -> list[Effect]:
+        self._busy = False
+        request = self._requests.get(event.key)
+        if request is None or not self._is_current(request, event.plan):
+            return []
+        return self._refuse(event.key, "compute", event.reason, now, anyone=True)
+
+    def _maybe_conclude(self, request: Request, now: float) -> list[Effect]:
+        execution = request.execution
+        if execution is None or not execution.answerable or request.state is not State.RUNNING:
+            return []
+        request.finished = now
+        request.move(State.CONCLUDING)
+        return []
+
+    def _concluded(self, event: ev.Concluded, now: float) -> list[Effect]:
+        self._busy = False
+        request = self._requests.get(event.key)
+        if request is None or not self._is_current(request, event.plan) or request.plan is None:
+            return []
+        request.move(State.ANSWERED)
+        header = request.plan.header
+        answer = Answer(
+            request=request.key.request,
+            model=request.key.model,
+            input=request.key.input,
+            ok=True,
+            outputs=event.outputs,
+            result=event.result,
+            elapsed_ms=round((now - request.arrived) * 1e3, 3),
+            epoch=header.epoch,
+            devices=header.devices,
+        )
+        return [ev.PublishAnswer(answer, request.reply)]
+
+    def _result_seen(self, event: ev.ResultSeen, now: float) -> list[Effect]:
+        key = event.key
+        self._recent[key] = None
+        if len(self._recent) > REMEMBERED:
+            self._recent.popitem(last=False)
+        request = self._requests.pop(key, None)
+        if request is None or request.plan is None or not request.meter.steps:
+            return []
+        return [ev.PublishTrace(key.model, request.trace(self._device, now))]
+
+    def _refuse(
+        self, key: RequestKey, code: str, text: str, now: float, *, anyone: bool = False
+    ) -> list[Effect]:
+        request = self._requests.get(key)
+        if request is None or request.state is State.ANSWERED:
+            return []
+        log = self._log("warning", f"{code}: {text}", request)
+        plan = request.plan or self._plans.active.get(key.model)
+        if not anyone and not (plan and self._answers(plan)):
+            return [log]
+        request.move(State.ANSWERED)
+        failure = Failure(code, text)  # type: ignore[arg-type]
+        answer = self._answer(request, plan, now - request.arrived, failure)
+        return [log, ev.PublishAnswer(answer, request.reply)]
+
+    def _answer(
+        self, request: Request, plan: Plan | None, elapsed_s: float, failure: Failure
+    ) -> Answer:
+        return Answer(
+            request=request.key.request,
+            model=request.key.model,
+            input=request.key.input,
+            ok=False,
+            error=failure,
+            elapsed_ms=round(elapsed_s * 1e3, 3),
+            epoch=plan.header.epoch if plan else 0,
+            devices=plan.header.devices if plan else (),
+        )
+
+    # Sends, jobs, time ---------------------------------------------------------------------
+
+    def _send(self, request: Request, sends: list[Send]) -> list[Effect]:
+        execution, plan = request.execution, request.plan
+        if execution is None or plan is None:
+            return []
+        effects: list[Effect] = []
+        for send in sends:
+            spec = execution.program.tensors[send.part.tensor]
+            request.meter.sent_bytes += size(send.part.region) * itemsize(spec.dtype)
+            pieces = execution.pieces(send.part)
+            effects += [
+                ev.SendPiece(request.key, plan.digest, send.to, send.part.tensor, region, pieces)
+                for region in chunked(send.part.region, itemsize(spec.dtype))
+            ]
+        return effects
+
+    def _next_job(self) -> list[Effect]:
+        if self._busy:
+            return []
+        for request in sorted(self._requests.values(), key=lambda request: request.number):
+            job = self._job_of(request)
+            if job is not None:
+                self._busy = True
+                return [job]
+        return []
+
+    def _job_of(self, request: Request) -> Effect | None:
+        execution, plan = request.execution, request.plan
+        if execution is None or plan is None:
+            return None
+        if request.state is State.DECODING:
+            content_type = request.reply.content_type
+            return ev.Decode(request.key, plan.digest, request.payload, content_type)
+        if request.state is State.CONCLUDING:
+            outputs = tuple(execution.pieces(part) for part in execution.program.answers)
+            wanted = request.reply.tensors
+            return ev.Conclude(request.key, plan.digest, request.image, outputs, wanted)
+        if request.state is State.RUNNING and execution.ready:
+            number = execution.ready.pop(0)
+            inputs = tuple(execution.pieces(r) for r in execution.program.steps[number].reads)
+            return ev.Run(request.key, plan.digest, number, inputs)
+        return None
+
+    def _tick(self, _event: ev.Tick, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for request in list(self._requests.values()):
+            late = now - request.deadline
+            if late < 0:
+                continue
+            if request.state is State.ANSWERED:
+                if late > 2 * self._deadline_s:
+                    del self._requests[request.key]
+            elif late >= request.rank(self._device) * RANK_DELAY_S:
+                text = "the deadline passed before the answer was there"
+                effects += self._refuse(request.key, "deadline", text, now, anyone=True)
+        expired = {(piece.plan, piece.request) for piece in self._early.expire(now)}
+        for plan, name in sorted(expired):
+            text = f"dropped pieces of an unknown request of plan {plan[:12]}"
+            effects.append(ev.Log("warning", text, request=name))
+        self._unclaimed = {k: r for k, r in self._unclaimed.items() if r.deadline > now}
+        return effects
+
+    def _admitted(self, plan: Plan | None) -> int:
+        # Only the answering device turns requests away; the others must never know fewer than it.
+        answers = plan is not None and self._answers(plan)
+        return self._max_in_flight if answers else 4 * self._max_in_flight
+
+    def _answers(self, plan: Plan) -> bool:
+        return plan.header.devices[0] == self._device
+
+    def _is_current(self, request: Request, plan: str) -> bool:
+        live = request.state in (State.RUNNING, State.CONCLUDING)
+        return live and request.plan is not None and request.plan.digest == plan
+
+    def _log(self, level: str, text: str, request: Request) -> ev.Log:
+        epoch = request.plan.header.epoch if request.plan else None
+        return ev.Log(level, text, request.key.request, request.key.model, epoch)

@@ -1,0 +1,196 @@
+"""The plans of a worker: prepared beside the one that serves, and switched to when announced.
+
+Rules: (epoch, coordinator) orders a model's plans and the highest wins; a plan is fetched, read
+and loaded before it can serve; an announced plan makes older ones void at once, and serves as
+soon as it is loaded. Preparation moves through the states of `Stage` in their order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from agent.wire.messages import Prepared
+from agent.worker.events import (
+    CancelFetch,
+    Effect,
+    Fetch,
+    Load,
+    Log,
+    PlansChanged,
+    ReadPlan,
+    Tell,
+    Unload,
+    Unwatch,
+    Watch,
+)
+
+if TYPE_CHECKING:
+    from agent.wire.messages import PlanHeader, Standby
+    from agent.wire.program import Program
+
+
+class Stage(Enum):
+    """How far the preparation of a plan is."""
+
+    PROGRAM = "fetching the program"
+    READING = "reading the program"
+    BLOBS = "fetching segments and weights"
+    LOADING = "loading segments"
+    READY = "ready"
+
+
+@dataclass(slots=True)
+class Plan:
+    """A plan that this device prepares or serves."""
+
+    header: PlanHeader
+    stage: Stage
+    announced: bool
+    program: Program | None = None
+    manifest: Any = None
+
+    @property
+    def digest(self) -> str:
+        """The plan's name in messages and effects."""
+        return self.header.digest
+
+
+class Plans:
+    """The active and the pending plan of each model on device `device`."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self.active: dict[str, Plan] = {}
+        self._pending: dict[str, Plan] = {}
+        self._standby: dict[str, Standby] = {}
+
+    def offer(self, header: PlanHeader, *, announced: bool) -> list[Effect]:
+        """Consider a plan that a coordinator prepares or has announced."""
+        known = (self.active.get(header.model), self._pending.get(header.model))
+        for plan in known:
+            if plan is not None and plan.header.digest == header.digest:
+                return self._again(plan, announced=announced)
+        if any(plan is not None and plan.header.order >= header.order for plan in known):
+            return [_log("info", "ignored an older plan", header)]
+        effects = self._drop_pending(header.model)
+        if announced:
+            effects += self.drop(header.model)
+        if self._device not in header.devices:
+            return effects
+        plan = Plan(header, Stage.PROGRAM, announced)
+        self._pending[header.model] = plan
+        program = header.programs[self._device]
+        blobs = {ref.digest: ref.nbytes for ref in (program, header.manifest)}
+        ticket = f"{header.digest}/program"
+        return [*effects, Watch(header.model), Fetch(ticket, blobs, header.source)]
+
+    def keep_ready(self, standby: Standby) -> list[Effect]:
+        """Fetch blobs for the plan after a loss."""
+        self._standby[standby.model] = standby
+        blobs = {ref.digest: ref.nbytes for ref in standby.blobs}
+        return [Fetch(f"{standby.model}/standby", blobs, standby.source), self._changed()]
+
+    def fetched(self, ticket: str) -> list[Effect]:
+        """Go on with the plan whose blobs have come."""
+        plan = self._of(ticket.partition("/")[0])
+        if plan is None:
+            return []
+        if plan.stage is Stage.PROGRAM:
+            plan.stage = Stage.READING
+            header = plan.header
+            return [ReadPlan(plan.digest, header.programs[self._device], header.manifest)]
+        if plan.stage is Stage.BLOBS and plan.program is not None:
+            plan.stage = Stage.LOADING
+            return [self._changed(), Load(plan.digest, plan.program)]
+        return []
+
+    def read(self, digest: str, program: Program, manifest: Any) -> list[Effect]:
+        """Take a plan's program and fetch what it needs."""
+        plan = self._of(digest)
+        if plan is None or plan.stage is not Stage.READING:
+            return []
+        if (program.model, program.device) != (plan.header.model, self._device):
+            return self.failed(digest, "its program is for another model or device")
+        plan.program, plan.manifest, plan.stage = program, manifest, Stage.BLOBS
+        return [Fetch(f"{digest}/blobs", program.blobs(), plan.header.source)]
+
+    def loaded(self, digest: str) -> list[Effect]:
+        """Note that a plan can serve; it does from now on if it was announced."""
+        plan = self._of(digest)
+        if plan is None or plan.stage is not Stage.LOADING:
+            return []
+        plan.stage = Stage.READY
+        effects: list[Effect] = [self._prepared(plan, ok=True)]
+        return effects + (self._activate(plan) if plan.announced else [])
+
+    def failed(self, digest: str, reason: str) -> list[Effect]:
+        """Give up a plan that cannot be fetched, read or loaded."""
+        plan = self._of(digest.partition("/")[0])
+        if plan is None:
+            return [Log("warning", f"could not fetch {digest}: {reason}")]
+        log = _log("error", f"cannot prepare the plan: {reason}", plan.header)
+        return [
+            log,
+            self._prepared(plan, ok=False, reason=reason),
+            *self._drop_pending(plan.header.model),
+        ]
+
+    def drop(self, model: str) -> list[Effect]:
+        """Stop serving a model, unless a pending plan takes over."""
+        plan = self.active.pop(model, None)
+        if plan is None:
+            return []
+        effects: list[Effect] = [Unload(plan.digest), self._changed()]
+        return effects if model in self._pending else [*effects, Unwatch(model)]
+
+    def remove(self, model: str) -> list[Effect]:
+        """Forget a model that is no longer deployed."""
+        self._standby.pop(model, None)
+        return [*self._drop_pending(model), *self.drop(model)]
+
+    def _again(self, plan: Plan, *, announced: bool) -> list[Effect]:
+        ready = plan.stage is Stage.READY
+        if not announced:
+            return [self._prepared(plan, ok=True)] if ready else []
+        plan.announced = True
+        if ready and self.active.get(plan.header.model) is not plan:
+            return self._activate(plan)
+        return []
+
+    def _activate(self, plan: Plan) -> list[Effect]:
+        model = plan.header.model
+        effects = self.drop(model)
+        self._pending.pop(model, None)
+        self.active[model] = plan
+        return [*effects, self._changed(), _log("info", "serving", plan.header)]
+
+    def _drop_pending(self, model: str) -> list[Effect]:
+        plan = self._pending.pop(model, None)
+        if plan is None:
+            return []
+        effects: list[Effect] = [CancelFetch(f"{plan.digest}/{w}") for w in ("program", "blobs")]
+        effects.append(Unload(plan.digest))
+        return effects if model in self.active else [*effects, Unwatch(model)]
+
+    def _of(self, digest: str) -> Plan | None:
+        return next((p for p in self._pending.values() if p.digest == digest), None)
+
+    def _prepared(self, plan: Plan, *, ok: bool, reason: str = "") -> Tell:
+        header = plan.header
+        message = Prepared(self._device, header.model, header.epoch, ok, reason[:4000])
+        return Tell(header.coordinator, message)
+
+    def _changed(self) -> PlansChanged:
+        plans = [*self.active.values(), *self._pending.values()]
+        blobs = {plan.header.manifest.digest for plan in plans}
+        blobs |= {plan.header.programs[self._device].digest for plan in plans}
+        blobs |= {digest for plan in plans if plan.program for digest in plan.program.blobs()}
+        blobs |= {ref.digest for standby in self._standby.values() for ref in standby.blobs}
+        epochs = {model: plan.header.epoch for model, plan in self.active.items()}
+        return PlansChanged(epochs, frozenset(blobs))
+
+
+def _log(level: str, text: str, header: PlanHeader) -> Log:
+    return Log(level, text, model=header.model, epoch=header.epoch)

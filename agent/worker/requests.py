@@ -1,0 +1,112 @@
+"""The requests of a worker: from their arrival until the broker delivers their answer.
+
+Rules: the first device of a plan answers; everybody keeps a request's payload until its answer is
+seen; a newer plan starts unanswered requests again from their payload; a request ends at its
+deadline in an error, which the next device in rank publishes when the one before it does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from agent.wire.messages import StepTrace, Trace
+
+if TYPE_CHECKING:
+    from agent.worker.events import ReplyTo, RequestKey
+    from agent.worker.execution import Execution
+    from agent.worker.plans import Plan
+
+RANK_DELAY_S = 0.3
+
+
+class State(Enum):
+    """Where a request is on this device."""
+
+    WAITING = "waiting for a plan"
+    DECODING = "decoding"
+    RUNNING = "running"
+    CONCLUDING = "making the answer"
+    ANSWERED = "answered, not yet seen"
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.WAITING: frozenset({State.DECODING, State.RUNNING, State.ANSWERED}),
+    State.DECODING: frozenset({State.RUNNING, State.WAITING, State.ANSWERED}),
+    State.RUNNING: frozenset({State.CONCLUDING, State.WAITING, State.ANSWERED}),
+    State.CONCLUDING: frozenset({State.WAITING, State.ANSWERED}),
+    State.ANSWERED: frozenset(),
+}
+
+
+@dataclass(slots=True)
+class Meter:
+    """What a request cost this device; times in seconds."""
+
+    steps: list[tuple[int, float, float, float]] = field(default_factory=list)
+    decode_s: float = 0.0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Request:
+    """A request that is not yet known to be answered; `number` orders arrivals."""
+
+    key: RequestKey
+    number: int
+    payload: bytes
+    reply: ReplyTo
+    arrived: float
+    deadline: float
+    state: State = State.WAITING
+    image: Any = None
+    plan: Plan | None = None
+    execution: Execution | None = None
+    meter: Meter = field(default_factory=Meter)
+    finished: float | None = None
+
+    def move(self, state: State) -> None:
+        """Change the state along `TRANSITIONS`; anything else is a bug of the core."""
+        if state not in TRANSITIONS[self.state]:
+            raise AssertionError(f"request {self.key.request}: {self.state} to {state}")
+        self.state = state
+
+    def reset(self) -> None:
+        """Go back to waiting for a plan; the payload and the decoded picture are kept."""
+        self.move(State.WAITING)
+        self.execution = None
+        self.meter.steps.clear()
+
+    def rank(self, device: str) -> int:
+        """Return this device's place in the plan that the request runs under."""
+        devices = self.plan.header.devices if self.plan else ()
+        return devices.index(device) if device in devices else len(devices)
+
+    def trace(self, device: str, now: float) -> Trace:
+        """Return what the request cost here; waiting is what is neither computing nor decoding."""
+        steps = self.meter.steps
+        last = max((end for _, _, end, _ in steps), default=now)
+        compute = sum(end - start for _, start, end, _ in steps)
+        end = self.finished or last
+        return Trace(
+            device=device,
+            request=self.key.request,
+            epoch=self.plan.header.epoch if self.plan else 0,
+            steps=tuple(
+                StepTrace(
+                    block,
+                    round((start - self.arrived) * 1e3, 3),
+                    round((stop - self.arrived) * 1e3, 3),
+                    round(predicted * 1e3, 3),
+                )
+                for block, start, stop, predicted in steps
+            ),
+            decode_ms=round(self.meter.decode_s * 1e3, 3),
+            compute_ms=round(compute * 1e3, 3),
+            wait_ms=round(max(0.0, end - self.arrived - compute - self.meter.decode_s) * 1e3, 3),
+            total_ms=round((end - self.arrived) * 1e3, 3),
+            bytes_sent=self.meter.sent_bytes,
+            bytes_received=self.meter.received_bytes,
+        )
