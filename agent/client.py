@@ -175,6 +175,24 @@ class Client:
         self._link.unsubscribe(topic)
         return list(traces.values())
 
+    def next_plan(self, model: str, epoch: int, timeout_s: float) -> PlanHeader:
+        """Wait until a plan newer than `epoch` serves a model.
+
+        Raises:
+            FleetError: if there is none within `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for header in self.plans(1.0):
+                if header.model == model and header.epoch > epoch:
+                    return header
+        raise FleetError(f"no newer plan of {model} than epoch {epoch} within {timeout_s:g} s")
+
+    def flush(self) -> None:
+        """Write what was published and not yet sent."""
+        while self._link.wants_write:
+            self._pump(0.5)
+
     def deploy(
         self,
         package: ModelPackage,

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
 import pytest
@@ -26,6 +26,7 @@ class SecureBroker:
 
     broker: LocalBroker
     folder: Path
+    users: dict[str, str]
     fleet: str = "home"
 
     @property
@@ -42,11 +43,11 @@ class SecureBroker:
         return self.password_file(user).read_text(encoding="utf-8").strip()
 
 
-def make_credentials(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run broker_config/make_credentials.py as an operator does."""
-    script = ROOT / "broker_config" / "make_credentials.py"
-    command = [sys.executable, script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+class MakeCredentials(Protocol):
+    """Runs broker_config/make_credentials.py as an operator does."""
+
+    def __call__(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run it with these arguments."""
 
 
 def need_mosquitto() -> None:
@@ -64,7 +65,21 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
 
 
 @pytest.fixture(scope="session")
-def secure_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
+def make_credentials() -> MakeCredentials:
+    """The script that makes credentials."""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        script = ROOT / "broker_config" / "make_credentials.py"
+        command = [sys.executable, script, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def secure_broker(
+    tmp_path_factory: pytest.TempPathFactory, make_credentials: MakeCredentials
+) -> Iterator[SecureBroker]:
     """A Mosquitto with mosquitto-tls.conf and credentials for USERS."""
     need_mosquitto()
     folder = tmp_path_factory.mktemp("secure")
@@ -73,7 +88,7 @@ def secure_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBr
     assert made.returncode == 0, made.stderr
     config = folder / "mosquitto.conf"
     with LocalBroker.start(tmp_path_factory.mktemp("state"), config=config) as running:
-        yield SecureBroker(running, folder)
+        yield SecureBroker(running, folder, USERS)
 
 
 @pytest.fixture

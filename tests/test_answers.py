@@ -68,6 +68,12 @@ def test_equal_scores_come_by_class_and_nan_comes_last() -> None:
     assert [entry["score"] for entry in top] == [None, 2.0, 2.0, None, None]
 
 
+def test_many_equal_scores_come_by_class() -> None:
+    manifest = Manifest("classification", output=OutputManifest(top=300))
+    top = ask(np.tile(np.array([[0.0, 1.0]]), 150), manifest)["top"]
+    assert [entry["index"] for entry in top] == [*range(1, 300, 2), *range(0, 300, 2)]
+
+
 def test_differences_of_rounding_give_the_same_text() -> None:
     values = np.array([[0.123456, 0.3]], np.float32)
     near = values * np.float32(1 + 3e-7)
@@ -116,9 +122,9 @@ def test_an_objects_score_is_the_mean_of_its_cells() -> None:
 
 
 def test_uncertain_cells_and_small_objects_do_not_count() -> None:
-    scores = scores_of(["1011"], certain=0.6)
-    assert len(ask(scores, heatmap(threshold=0.6))["objects"]) == 2
-    assert ask(scores, heatmap(threshold=0.61))["objects"] == []
+    scores = scores_of(["1011"], certain=0.5)
+    assert len(ask(scores, heatmap(threshold=0.5))["objects"]) == 2
+    assert ask(scores, heatmap(threshold=0.51))["objects"] == []
     assert [found["cells"] for found in ask(scores, heatmap(min_cells=2))["objects"]] == [2]
 
 

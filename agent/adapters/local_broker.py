@@ -101,7 +101,7 @@ class LocalBroker:
             with log.open("wb") as output:
                 # A session of its own: Ctrl-C is for the program, which stops its broker last.
                 process = subprocess.Popen(
-                    [*_tied_to_this_process(), *command],
+                    [*tied_to_this_process(), *command],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -173,7 +173,7 @@ def _settings(text: str, folder: Path, port: int) -> str:
     return "\n".join([*here, *kept, ""])
 
 
-def _tied_to_this_process() -> list[str]:
+def tied_to_this_process() -> list[str]:
     """Return the prefix of a command that is to end when this process is killed."""
     # The kernel sends the signal when the starting *thread* ends, so only the main one may ask.
     if threading.current_thread() is not threading.main_thread():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from math import prod
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -187,7 +188,7 @@ def _decode_array(payload: bytes, content_type: str | None) -> NDArray[Any]:
     if payload.startswith(_NPY):
         try:
             return _read_npy(payload)
-        except DECODE_ERRORS as error:
+        except (*DECODE_ERRORS, TokenError, RecursionError) as error:
             raise InputError(f"the .npy file is damaged: {reason(error)}") from error
     if payload and payload[0] in _MSGPACK_MAPS:
         try:
@@ -204,7 +205,8 @@ def _read_npy(payload: bytes) -> NDArray[Any]:
     unpickles.
 
     Raises:
-        ValueError, or another of DECODE_ERRORS: if it is damaged, or holds no plain numbers.
+        ValueError: if it is damaged or holds no plain numbers; numpy's parser of headers raises
+            others of DECODE_ERRORS, TokenError and RecursionError as well.
     """
     stream = io.BytesIO(payload)
     version = npy.read_magic(stream)

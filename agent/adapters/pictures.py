@@ -349,5 +349,5 @@ def by(shape: Sequence[int]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error says, or its kind where it says nothing."""
-    return str(error) or type(error).__name__
+    """Return what an error says, as one short line, or its kind where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -55,16 +55,30 @@ class Segment:
         return _run(self._session, dict(zip(self._inputs, inputs, strict=True)))
 
 
-def run_whole(path: Path, inputs: Sequence[Array], options: RuntimeOptions) -> list[Array]:
-    """Run the original model on this device alone, at onnxruntime's default optimisation.
+class WholeModel:
+    """The original model on this device alone, at onnxruntime's default optimisation."""
 
-    Raises:
-        ModelError: if onnxruntime cannot load the model.
-        InputError: if the inputs do not fit.
-    """
-    session = _session(str(path), _settings(options), options)
-    names = [value.name for value in session.get_inputs()]
-    return _run(session, dict(zip(names, inputs, strict=True)))
+    def __init__(self, path: Path, options: RuntimeOptions) -> None:
+        """Load the model.
+
+        Raises:
+            ModelError: if onnxruntime cannot load it.
+        """
+        self._session = _session(str(path), _settings(options), options)
+        self._inputs = [value.name for value in self._session.get_inputs()]
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Compute the outputs.
+
+        Raises:
+            InputError: if the inputs do not fit.
+        """
+        return _run(self._session, dict(zip(self._inputs, inputs, strict=True)))
+
+
+def run_whole(path: Path, inputs: Sequence[Array], options: RuntimeOptions) -> list[Array]:
+    """Run the original model once; see `WholeModel`."""
+    return WholeModel(path, options).run(inputs)
 
 
 def _settings(options: RuntimeOptions) -> Any:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from functools import partial
-from typing import TYPE_CHECKING
 
 from agent.cli.options import configured
-
-if TYPE_CHECKING:
-    from agent.config import Config
+from agent.config import Config
 
 
 @partial(configured, device=True)

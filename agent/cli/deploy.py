@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent.cli.options import Json, configured, print_json
+from agent.config import Config
 
 if TYPE_CHECKING:
-    from agent.config import Config
     from agent.wire.messages import PlanHeader
 
 

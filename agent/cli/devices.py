@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.cli.options import Json, configured, print_json
+from agent.config import Config
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from agent.config import Config
     from agent.wire.messages import Status
 
 

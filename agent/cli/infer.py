@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent.cli.options import Json, configured, print_json, read_file
+from agent.config import Config
 from agent.errors import FleetError, InputError
 
 if TYPE_CHECKING:
-    from agent.config import Config
     from agent.wire.messages import Answer
 
 

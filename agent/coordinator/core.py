@@ -95,7 +95,7 @@ class CoordinatorCore:
         if not self._members.see(status):
             return []
         self._settle_at = now + SETTLE_S
-        effects: list[Effect] = [ev.Log("info", status.state, device=status.device)]
+        effects: list[Effect] = [ev.Log("info", f"{status.device} is {status.state}")]
         for deployment in self._deployments.values():
             if self._has_lost(deployment, now):
                 effects += self._replan(deployment, now)
@@ -136,7 +136,7 @@ class CoordinatorCore:
             if deployment.offered and now >= deployment.prepare_until:
                 for device in deployment.awaited:
                     self._exclude(deployment, device, now)
-                    effects.append(ev.Log("warning", "prepares for too long", device=device))
+                    effects.append(ev.Log("warning", f"{device} prepares for too long"))
                 deployment.offered = None
                 effects += self._replan(deployment, now)
         if self._settle_at is not None and now >= self._settle_at:
@@ -331,8 +331,8 @@ class CoordinatorCore:
         if not prepared.ok:
             self._exclude(deployment, prepared.device, now)
             deployment.offered = None
-            log = ev.Log("error", prepared.reason, prepared.model, prepared.epoch, prepared.device)
             text = f"{prepared.device} cannot serve: {prepared.reason}"
+            log = ev.Log("error", text, prepared.model, prepared.epoch)
             return [log, *self._report(deployment, text), *self._replan(deployment, now)]
         deployment.awaited.discard(prepared.device)
         if deployment.awaited:

@@ -210,7 +210,6 @@ class Log:
     text: str
     model: str | None = None
     epoch: int | None = None
-    device: str | None = None
 
 
 Effect = Fetch | ComputePlan | Tell | Announce | Withdraw | Persist | Show | Log

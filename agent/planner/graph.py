@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
 from agent.errors import ModelError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agent.wire.model import WeightEntry
 
 # What travels in messages and is held in numpy arrays; strings, sequences and bfloat16 are not.
-_DTYPES = {
+_DTYPES: dict[int, str] = {
     onnx.TensorProto.BOOL: "bool",
     onnx.TensorProto.INT8: "int8",
     onnx.TensorProto.INT16: "int16",
@@ -114,7 +114,7 @@ class Graph:
             return self.tensors[name].shape
         if name in self.weights:
             return self.weights[name].shape
-        return self.constants[name].shape
+        return tuple(self.constants[name].shape)
 
     def is_constant(self, name: str) -> bool:
         """Tell whether `name` is known before any request."""

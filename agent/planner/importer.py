@@ -28,12 +28,14 @@ from agent.planner.model_file import (
     load,
     take_large_initializers,
 )
+from agent.planner.windows import drops_last_window
 from agent.wire.model import WeightEntry
 from agent.wire.program import BlobRef, blob_ref
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from agent.planner.graph import Graph
     from agent.planner.model_file import Array
 
 _OLDEST_OPSET = 9
@@ -92,7 +94,7 @@ def import_model(path: Path) -> ImportedModel:
     arrays = _drop_unused(model, arrays)
     graph = _with_shapes(model).SerializeToString(deterministic=True)
     weights = tuple(_entry(name, array) for name, array in arrays.items())
-    read_graph(graph, weights)
+    _check_poolings(read_graph(graph, weights))
     return ImportedModel(_name(path), path, graph, weights, arrays)
 
 
@@ -209,6 +211,18 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return inferred
 
 
+def _check_poolings(graph: Graph) -> None:
+    for node in graph.nodes:
+        if not node.op.endswith("Pool") or node.op.startswith("Global"):
+            continue
+        inner, outer = graph.shape(node.inputs[0])[2:], graph.shape(node.outputs[0])[2:]
+        if drops_last_window(node, inner, outer):
+            raise ModelError(
+                f"{node.label} rounds up (ceil_mode) to a window that lies in the padding, which "
+                "onnxruntime drops and the model's shapes count; export it with ceil_mode 0"
+            )
+
+
 def _entry(name: str, array: Array) -> WeightEntry:
     parts = tuple(blob_ref(part) for part in _parts(array))
     return WeightEntry(name, array.dtype.name, tuple(array.shape), parts)
@@ -220,7 +234,7 @@ def _parts(array: Array) -> Iterator[memoryview]:
     step = max(1, _PART_BYTES // row)
     for start in range(0, array.shape[0], step):
         rows = np.ascontiguousarray(array[start : start + step])
-        yield memoryview(rows.reshape(-1).view(np.uint8))
+        yield rows.reshape(-1).view(np.uint8).data
 
 
 def _name(path: Path) -> str:

@@ -59,7 +59,7 @@ def live_tensors(graph: Graph, layers: Sequence[Layer]) -> list[tuple[str, ...]]
             for name, _ in field.activations:
                 last[name] = max(last.get(name, 0), number)
     alive = {graph.input: last.get(graph.input, -1)}
-    cuts = [(graph.input,)]
+    cuts: list[tuple[str, ...]] = [(graph.input,)]
     for number, layer in enumerate(layers):
         for field in layer.fields:
             alive |= {name: last[name] for name in field.node.outputs if name in last}
@@ -136,17 +136,17 @@ def _order(graph: Graph, leader: list[int], late: set[int]) -> list[int]:
                 if leader[reader.index] != leader[node.index]:
                     after[leader[node.index]].add(leader[reader.index])
     waits = dict.fromkeys(after, 0)
-    for readers in after.values():
-        for reader in readers:
-            waits[reader] += 1
+    for following in after.values():
+        for group in following:
+            waits[group] += 1
     ready = [(group in late, group) for group, count in waits.items() if count == 0]
     heapify(ready)
-    order = []
+    order: list[int] = []
     while ready:
-        _, group = heappop(ready)
-        order.append(group)
-        for reader in sorted(after[group]):
-            waits[reader] -= 1
-            if waits[reader] == 0:
-                heappush(ready, (reader in late, reader))
+        _, done = heappop(ready)
+        order.append(done)
+        for group in sorted(after[done]):
+            waits[group] -= 1
+            if waits[group] == 0:
+                heappush(ready, (group in late, group))
     return order

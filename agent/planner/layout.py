@@ -7,6 +7,7 @@ rows than K has no layout for K devices.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,10 +69,7 @@ class Layouts:
                 continue
             shares = [device.flops_per_s for device in self.devices[:count]]
             edges = split(shape[axis], shares, _CHANNELS if axis == 1 else 1)
-            regions += [
-                (*whole[:axis], edge, *whole[axis + 1 :])
-                for edge in zip(edges[:-1], edges[1:], strict=True)
-            ]
+            regions += [(*whole[:axis], edge, *whole[axis + 1 :]) for edge in pairwise(edges)]
         return regions
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from agent.planner.graph import Graph, Node
 
+_SOFTMAX_ON_ONE_AXIS = 13
+_MATRIX = 2
+
 
 class AxisMap(NamedTuple):
     """Output range [a, b) of `axis` needs input [a * stride + low, (b - 1) * stride + high + 1)."""
@@ -183,7 +186,7 @@ def _whole_on(axes: Sequence[int], shape: Sequence[int]) -> Operator:
 
 def _softmax(node: Node, graph: Graph) -> Operator:
     shape = graph.shape(node.outputs[0])
-    if graph.opset >= 13:
+    if graph.opset >= _SOFTMAX_ON_ONE_AXIS:
         return _whole_on((node.attributes.get("axis", -1) % len(shape),), shape)
     # Before opset 13 everything from `axis` on was flattened to one row.
     return _whole_on(range(node.attributes.get("axis", 1) % len(shape), len(shape)), shape)
@@ -257,8 +260,8 @@ def _gemm(node: Node, graph: Graph) -> Operator:
     depth = left[0] if crossed else left[1]
     a = (_whole(depth), _same(0)) if crossed else (_same(0), _whole(depth))
     b = (_same(1), _whole(depth)) if rows else (_whole(depth), _whole(right[1]))
-    maps = [a, b]
-    if len(node.inputs) > 2 and node.inputs[2]:
+    maps: list[tuple[AxisMap, ...]] = [a, b]
+    if any(node.inputs[2:]):
         maps.append(_broadcast(graph.shape(node.inputs[2]), graph.shape(node.outputs[0])))
     return Operator(
         tuple(maps),
@@ -272,7 +275,7 @@ def _gemm(node: Node, graph: Graph) -> Operator:
 def _matmul(node: Node, graph: Graph) -> Operator:
     left, right = (graph.shape(name) for name in node.inputs)
     output = graph.shape(node.outputs[0])
-    if len(left) < 2 or len(right) < 2:
+    if min(len(left), len(right)) < _MATRIX:
         return _everything(node, graph, "multiplies vectors")
     rank, columns = len(output), right[-1]
     constant = graph.is_constant(node.inputs[1])
@@ -288,22 +291,72 @@ def _matmul(node: Node, graph: Graph) -> Operator:
     )
 
 
-# fmt: off
+_ELEMENTWISE = [
+    "Relu",
+    "LeakyRelu",
+    "Sigmoid",
+    "Tanh",
+    "Elu",
+    "Selu",
+    "Celu",
+    "HardSigmoid",
+    "HardSwish",
+    "Mish",
+    "Gelu",
+    "Softplus",
+    "Softsign",
+    "ThresholdedRelu",
+    "PRelu",
+    "Abs",
+    "Neg",
+    "Sqrt",
+    "Exp",
+    "Log",
+    "Erf",
+    "Sin",
+    "Cos",
+    "Ceil",
+    "Floor",
+    "Round",
+    "Reciprocal",
+    "Sign",
+    "Cast",
+    "Identity",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Mod",
+    "Max",
+    "Min",
+    "Mean",
+    "Pow",
+    "Sum",
+    "Where",
+    "And",
+    "Or",
+    "Xor",
+    "Not",
+    "Equal",
+    "Less",
+    "LessOrEqual",
+    "Greater",
+    "GreaterOrEqual",
+]
+_REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2")
 _TABLE: dict[str, Callable[[Node, Graph], Operator]] = {
-    "Conv": _conv, "MaxPool": _pool, "AveragePool": _pool,
-    "BatchNormalization": _batch_normalization, "LRN": _lrn, "Concat": _concat,
-    "Softmax": _softmax, "LogSoftmax": _softmax,
-    "GlobalAveragePool": _global_pool, "GlobalMaxPool": _global_pool,
-    "Flatten": _reshape, "Reshape": _reshape, "Squeeze": _reshape, "Unsqueeze": _reshape,
-    "Transpose": _transpose, "Gemm": _gemm, "MatMul": _matmul,
-    "Clip": _parameters, "Dropout": _parameters,
-} | dict.fromkeys((
-    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2",
-), _reduce) | dict.fromkeys((
-    "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish",
-    "Mish", "Gelu", "Softplus", "Softsign", "ThresholdedRelu", "Abs", "Neg", "Sqrt", "Exp", "Log",
-    "Erf", "Cast", "Ceil", "Floor", "Round", "Reciprocal", "Sign", "Identity", "Not", "Sin", "Cos",
-    "Add", "Sub", "Mul", "Div", "Max", "Min", "Mean", "Pow", "Sum", "Where", "PRelu", "Mod", "And",
-    "Or", "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual",
-), _elementwise)
-# fmt: on
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _global_pool),
+    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _reshape),
+    **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),
+    **dict.fromkeys(("Clip", "Dropout"), _parameters),
+    "BatchNormalization": _batch_normalization,
+    "Concat": _concat,
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "LRN": _lrn,
+    "MatMul": _matmul,
+    "Transpose": _transpose,
+}

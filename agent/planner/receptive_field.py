@@ -48,9 +48,8 @@ class Boxes(NamedTuple):
 
 def boxes(regions: Iterable[Region]) -> Boxes:
     """Gather regions of one tensor, one for each tile."""
-    both = np.array(list(regions), dtype=np.int64)
-    if both.ndim < 3:  # scalars have no axes
-        both = both.reshape(len(both), 0, 2)
+    rows = list(regions)
+    both = np.array(rows, dtype=np.int64).reshape(len(rows), len(rows[0]), 2)
     return Boxes(both[:, :, 0], both[:, :, 1])
 
 

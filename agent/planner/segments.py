@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from agent.planner.graph import Graph
     from agent.planner.receptive_field import Boxes, Field
     from agent.wire.model import WeightEntry
+    from agent.wire.program import BlobRef
 
 # IR 4 lets initializers be no graph inputs; IR 10 is the newest that every served runtime reads.
 _IR_VERSIONS = (4, 10)
+_SLICE_BY_INPUTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ class _Builder:
             data_type=helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)),
             data_location=onnx.TensorProto.EXTERNAL,
         )
-        # Never opened: the runtime is handed every one of these. It only checks that they are there.
+        # Never opened, because the runtime is handed every one; it only wants them to be there.
         for key, value in (("location", "weights"), ("offset", "0"), ("length", str(nbytes))):
             tensor.external_data.add(key=key, value=value)
         self._weights.append(spec)
@@ -166,7 +168,7 @@ class _Builder:
         starts = [region[axis][0] - held[axis][0] for axis in axes]
         ends = [region[axis][1] - held[axis][0] for axis in axes]
         name = self._unique(f"{source}.part")
-        if self._graph.opset < 10:
+        if self._graph.opset < _SLICE_BY_INPUTS:
             node = helper.make_node(
                 "Slice", [source], [name], name=name, axes=axes, starts=starts, ends=ends
             )
@@ -208,7 +210,8 @@ def weight_rows(entry: WeightEntry, start: int, stop: int, *, name: str) -> Weig
     """
     row = int(np.prod(entry.shape[1:])) * np.dtype(entry.dtype).itemsize
     first, last = start * row, stop * row
-    at, offset, parts = 0, 0, []
+    at, offset = 0, 0
+    parts: list[BlobRef] = []
     for part in entry.parts:
         if at < last and at + part.nbytes > first:
             if not parts:

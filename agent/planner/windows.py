@@ -41,6 +41,27 @@ def pads_of(
     return tuple((total + (mode == "SAME_LOWER")) // 2 for total in totals)
 
 
+def drops_last_window(node: Node, inner: Sequence[int], outer: Sequence[int]) -> bool:
+    """Tell whether a pooling with ceil_mode has fewer outputs than ONNX's shape rule says.
+
+    onnxruntime leaves out a last window that begins in the padding; shape inference before opset
+    22 counts it.
+
+    Args:
+        node: a pooling.
+        inner: spatial extents of its input.
+        outer: spatial extents of its output, as inferred.
+    """
+    if not node.attributes.get("ceil_mode", 0):
+        return False
+    strides = node.ints("strides", (1,) * len(inner))
+    begin = node.ints("pads", (0,) * 2 * len(inner))[: len(inner)]
+    return any(
+        (count - 1) * stride >= extent + pad
+        for count, stride, extent, pad in zip(outer, strides, inner, begin, strict=True)
+    )
+
+
 def tile_pads(maps: Iterable[AxisMap], output: Region, shape: Sequence[int]) -> list[int]:
     """Return the `pads` attribute with which a tile gives `output`.
 

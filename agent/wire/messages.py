@@ -245,9 +245,11 @@ class AnswerKey(Struct, frozen=True):
 
 
 class StepTrace(Struct, frozen=True):
-    """When a step ran, in milliseconds since the request arrived at its device."""
+    """When a step ran, in milliseconds since the request arrived, and what it wrote first."""
 
     block: int
+    tensor: Text
+    region: Box
     start_ms: float
     end_ms: float
     predicted_ms: float = 0.0

@@ -278,8 +278,7 @@ class WorkerCore:
         execution = request.execution
         if execution is None:
             return []
-        step = execution.program.steps[event.step]
-        request.meter.steps.append((step.block, event.started, event.ended, step.predicted_s))
+        request.meter.steps.append((event.step, event.started, event.ended))
         sends = execution.wrote(event.step, event.arrays)
         return self._send(request, sends) + self._maybe_conclude(request, now)
 

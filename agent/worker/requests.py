@@ -42,9 +42,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 @dataclass(slots=True)
 class Meter:
-    """What a request cost this device; times in seconds."""
+    """What a request cost this device: (step, start, end) of what ran; times in seconds."""
 
-    steps: list[tuple[int, float, float, float]] = field(default_factory=list)
+    steps: list[tuple[int, float, float]] = field(default_factory=list)
     decode_s: float = 0.0
     sent_bytes: int = 0
     received_bytes: int = 0
@@ -86,27 +86,33 @@ class Request:
 
     def trace(self, device: str, now: float) -> Trace:
         """Return what the request cost here; waiting is what is neither computing nor decoding."""
-        steps = self.meter.steps
-        last = max((end for _, _, end, _ in steps), default=now)
-        compute = sum(end - start for _, start, end, _ in steps)
-        end = self.finished or last
+        times = self.meter.steps
+        end = self.finished or max((stop for _, _, stop in times), default=now)
+        compute = sum(stop - start for _, start, stop in times)
         return Trace(
             device=device,
             request=self.key.request,
             epoch=self.plan.header.epoch if self.plan else 0,
-            steps=tuple(
-                StepTrace(
-                    block,
-                    round((start - self.arrived) * 1e3, 3),
-                    round((stop - self.arrived) * 1e3, 3),
-                    round(predicted * 1e3, 3),
-                )
-                for block, start, stop, predicted in steps
-            ),
+            steps=tuple(self._step_trace(*entry) for entry in times),
             decode_ms=round(self.meter.decode_s * 1e3, 3),
             compute_ms=round(compute * 1e3, 3),
             wait_ms=round(max(0.0, end - self.arrived - compute - self.meter.decode_s) * 1e3, 3),
             total_ms=round((end - self.arrived) * 1e3, 3),
             bytes_sent=self.meter.sent_bytes,
             bytes_received=self.meter.received_bytes,
+        )
+
+    def _step_trace(self, number: int, start: float, stop: float) -> StepTrace:
+        program = self.execution.program if self.execution else None
+        if program is None:
+            raise AssertionError("a step ran without an execution")
+        step = program.steps[number]
+        written = step.writes[0]
+        return StepTrace(
+            block=step.block,
+            tensor=program.tensors[written.tensor].name,
+            region=written.region,
+            start_ms=round((start - self.arrived) * 1e3, 3),
+            end_ms=round((stop - self.arrived) * 1e3, 3),
+            predicted_ms=round(step.predicted_s * 1e3, 3),
         )

@@ -1,0 +1,1 @@
+"""The demo: one CNN over several agent processes on one broker, with one of them killed."""

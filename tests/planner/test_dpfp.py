@@ -1,0 +1,189 @@
+"""DPFP against an enumeration of every choice of cuts and devices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations, product
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.errors import ModelError
+from agent.geometry import intersect, size
+from agent.planner import Device, compile_plan
+from tests.planner.oracle import Builder, devices, load, vgg
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.planner import Graph, Plan
+
+
+def _chain(path: Path) -> Graph:
+    b = Builder((1, 3, 24, 24))
+    x = b.add("Relu", b.conv("x", 8, pads=[1] * 4))
+    x = b.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    x = b.conv(x, 16, pads=[1] * 4)
+    x = b.add("Flatten", b.add("GlobalAveragePool", x))
+    x = b.add("Gemm", x, b.weight(40, 16), b.weight(40), transB=1)
+    return load(b.save(path / "chain.onnx", x))[1]
+
+
+def _branches(path: Path) -> Graph:
+    b = Builder((1, 3, 16, 16))
+    x = b.conv("x", 8, pads=[1] * 4)
+    y = b.add("Relu", b.add("Add", b.conv(x, 8, 5, pads=[2] * 4), x))
+    z = b.add("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2])
+    w = b.add("AveragePool", y, kernel_shape=[2, 2], strides=[2, 2])
+    return load(b.save(path / "branches.onnx", b.add("Concat", z, w, axis=1), x))[1]
+
+
+FLEETS = {
+    "slow links": [Device("a", 2e9), Device("b", 1e9), Device("c", 1e9)],
+    "fast links": [
+        Device(n, r, link_bytes_per_s=1e10, link_latency_s=1e-6, step_overhead_s=1e-6)
+        for n, r in (("a", 3e8), ("b", 2e8), ("c", 1e8))
+    ],
+    "one much faster": [
+        Device("a", 5e8, link_latency_s=1e-5, step_overhead_s=1e-5),
+        Device("b", 2e7, link_latency_s=1e-5, step_overhead_s=1e-5),
+    ],
+    "links between": [
+        Device(n, 2e8, link_bytes_per_s=5e7, link_latency_s=3e-5, step_overhead_s=2e-5)
+        for n in "abc"
+    ],
+}
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+@pytest.mark.parametrize("make", [_chain, _branches])
+def test_no_choice_of_cuts_and_devices_is_faster(make, fleet: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    graph = make(tmp_path)
+    found = compile_plan(graph, FLEETS[fleet], model_name="m")
+    layers = sum(len(block.layers) for block in found.blocks)
+    best = min(_forced(graph, fleet, layers), key=lambda plan: plan.predicted_s)
+    assert found.predicted_s == pytest.approx(best.predicted_s, rel=1e-12)
+
+
+def _forced(graph: Graph, fleet: str, layers: int) -> list[Plan]:
+    plans = []
+    for number in range(layers):
+        for cuts in combinations(range(1, layers), number):
+            for counts in product(range(1, len(FLEETS[fleet]) + 1), repeat=number + 1):
+                try:
+                    plans.append(
+                        compile_plan(graph, FLEETS[fleet], model_name="m", cuts=cuts, counts=counts)
+                    )
+                except ModelError:
+                    continue  # fewer rows than devices
+    assert len(plans) > 50
+    return plans
+
+
+def test_choices_differ_between_the_fleets(tmp_path: Path) -> None:
+    graph = _chain(tmp_path)
+    used = {name: compile_plan(graph, FLEETS[name], model_name="m").counts for name in FLEETS}
+    assert set(used["slow links"]) == {1}
+    assert max(used["fast links"]) == 3
+    assert max(used["links between"]) == 3
+
+
+def test_predicted_time_is_what_its_parts_say(tmp_path: Path) -> None:
+    """The halo between two convolutions, its exchange and the final gather, by hand."""
+    b = Builder((1, 2, 32, 16))
+    y = b.conv(b.conv("x", 4, pads=[1] * 4), 4, pads=[1] * 4)
+    _, graph = load(b.save(tmp_path / "m.onnx", y))
+    one, two = (Device(n, 1e9, 1e9, 1e6, 0.01, 0.0) for n in "ab")
+    plan = compile_plan(graph, [one, two], model_name="m", cuts=[1], counts=[2, 2])
+    row, half = 4 * 16 * 4, 16
+    first, second = plan.blocks
+    assert (first.halo_bytes, second.halo_bytes) == (0, 2 * row)
+    assert first.exchange_s == 0
+    copied = (half + 1) * row / 1e9
+    assert second.exchange_s == pytest.approx(0.01 + row / 1e6 + copied)
+    borders = (half + 1) * 2 * 16 * 4 + half * row
+    arithmetic = half * 16 * 4 * 2 * 2 * 9
+    assert first.compute_s == pytest.approx(arithmetic / 1e9 + 2 * borders / 1e9)
+    gather = 0.01 + half * row / 1e6 + 2 * half * row / 1e9
+    blocks = sum(block.compute_s + block.exchange_s for block in plan.blocks)
+    assert plan.predicted_s == pytest.approx(blocks + gather)
+
+
+def test_tiles_follow_capacity(tmp_path: Path) -> None:
+    graph = _chain(tmp_path)
+    plan = compile_plan(graph, devices(1, 3, 2), model_name="m", counts=3)
+    assert plan.devices == ("d1", "d2", "d0")
+    tiles = [plan.blocks[0].tiles[device][0][1][2] for device in plan.devices]
+    rows = tiles[-1][1]
+    assert tiles == [(0, rows // 2), (rows // 2, rows * 5 // 6), (rows * 5 // 6, rows)]
+
+
+def test_early_layers_are_fused_and_late_ones_exchanged(tmp_path: Path) -> None:
+    graph = load(vgg(tmp_path / "vgg.onnx"))[1]
+    fast = [Device(n, 1e9, 1e9, link_latency_s=1e-4, step_overhead_s=1e-5) for n in "abcd"]
+    plan = compile_plan(graph, fast, model_name="vgg")
+    first, *_, late = [block for block in plan.blocks if "Conv" in block.layers[0]]
+    assert len(first.layers) > len(late.layers)
+    assert set(plan.counts) == {1, 4}
+
+
+def test_slow_links_leave_one_device(tmp_path: Path) -> None:
+    graph = load(vgg(tmp_path / "vgg.onnx"))[1]
+    slow = [replace(d, link_bytes_per_s=1e4, link_latency_s=0.5) for d in devices(1, 1, 1)]
+    plan = compile_plan(graph, slow, model_name="vgg")
+    assert plan.devices == ("d0",)
+    assert len(plan.blocks) == 1
+    assert plan.distributed_share == 0
+    assert not plan.programs["d0"].sends
+
+
+def test_memory_limits_are_kept(tmp_path: Path) -> None:
+    graph = load(vgg(tmp_path / "vgg.onnx"))[1]
+    weights = sum(p.nbytes for entry in graph.weights.values() for p in entry.parts)
+    slow = [replace(d, link_latency_s=0.5) for d in devices(1, 1, 1)]
+    assert compile_plan(graph, slow, model_name="vgg").devices == ("d0",)
+    limit = int(weights * 0.95)
+    plan = compile_plan(
+        graph, [replace(d, memory_limit_bytes=limit) for d in slow], model_name="vgg"
+    )
+    assert len(plan.devices) > 1
+    for program in plan.programs.values():
+        parts = {p.digest: p.nbytes for s in program.segments for w in s.weights for p in w.parts}
+        assert sum(parts.values()) <= limit
+    roomy = [replace(slow[0], memory_limit_bytes=1000), *slow[1:]]
+    assert "d0" not in compile_plan(graph, roomy, model_name="vgg").devices
+    with pytest.raises(ModelError, match="memory"):
+        compile_plan(graph, [replace(d, memory_limit_bytes=1000) for d in slow], model_name="v")
+
+
+def test_no_devices_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="at least one device"):
+        compile_plan(_chain(tmp_path), [], model_name="m")
+
+
+@pytest.mark.parametrize(
+    ("forced", "message"),
+    [
+        ({"cuts": [99]}, "must lie between"),
+        ({"cuts": [1], "counts": [1]}, "2 blocks need as many"),
+        ({"counts": [1]}, "need the cuts"),
+        ({"cuts": [1], "counts": [4, 1]}, "cannot use 4 devices"),
+    ],
+)
+def test_impossible_choices_are_refused(
+    forced: dict[str, list[int]], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        compile_plan(_chain(tmp_path), devices(1, 1), model_name="m", **forced)
+
+
+def test_halos_are_what_neighbours_own(tmp_path: Path) -> None:
+    graph = load(vgg(tmp_path / "vgg.onnx"))[1]
+    plan = compile_plan(graph, devices(1, 1, 1), model_name="m", cuts=[1, 2], counts=3)
+    owned = {d: dict(plan.blocks[0].tiles[d]) for d in plan.devices}
+    for device, program in plan.programs.items():
+        for send in program.sends:
+            name = program.tensors[send.part.tensor].name
+            if name in owned[device]:
+                assert intersect(send.part.region, owned[send.to][name]) is None
+                assert size(send.part.region) == 8 * 64  # one row of eight channels
