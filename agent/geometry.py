@@ -55,9 +55,8 @@ def subtract(region: Region, hole: Region) -> list[Region]:
     rest: list[Region] = []
     core = list(region)
     for axis, ((start, stop), (cut_start, cut_stop)) in enumerate(zip(region, common, strict=True)):
-        for edge in ((start, cut_start), (cut_stop, stop)):
-            if edge[0] < edge[1]:
-                rest.append((*core[:axis], edge, *core[axis + 1 :]))
+        edges = ((start, cut_start), (cut_stop, stop))
+        rest += [(*core[:axis], edge, *core[axis + 1 :]) for edge in edges if edge[0] < edge[1]]
         core[axis] = (cut_start, cut_stop)
     return rest
 

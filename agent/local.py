@@ -11,14 +11,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agent.adapters.compute import Loader, gather
-from agent.geometry import whole
+from agent.adapters.store import MemoryBlobs
 from agent.wire.messages import Piece, PlanHeader
 from agent.wire.program import blob_ref, encode_program, plan_digest
 from agent.worker import WorkerCore
 from agent.worker import events as ev
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -43,7 +43,7 @@ class ArrayImage:
 class LocalFleet:
     """Devices that serve `programs` (by device; the answering one first) in this process.
 
-    `read_blob` gives the content of a segment or weight by digest. `sent_bytes` counts what the
+    `blobs` holds the segments and weights by digest. `sent_bytes` counts what the
     devices would have published.
 
     Raises:
@@ -53,14 +53,14 @@ class LocalFleet:
     def __init__(
         self,
         programs: Mapping[str, Program],
-        read_blob: Callable[[str], memoryview | bytes],
+        blobs: Mapping[str, memoryview | bytes],
         options: RuntimeOptions,
     ) -> None:
         self.sent_bytes = 0
         self._events: deque[tuple[str, ev.Event]] = deque()
         self._outputs: dict[str, NDArray[Any]] = {}
         self._failure: str | None = None
-        loader = Loader(read_blob, options)
+        loader = Loader(MemoryBlobs(blobs), options)
         self._loaded = {device: loader.load(program) for device, program in programs.items()}
         self._cores = {device: WorkerCore(device, "local") for device in programs}
         self._image: ArrayImage | None = None
@@ -140,8 +140,3 @@ def _header(programs: Mapping[str, Program]) -> PlanHeader:
         manifest=blob_ref(b""),
         source=MODEL,
     )
-
-
-def input_region(program: Program) -> tuple[tuple[int, int], ...]:
-    """Return the whole region of a program's input tensor."""
-    return whole(program.tensors[program.input].shape)

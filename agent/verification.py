@@ -75,7 +75,7 @@ def run_plan(
     """Run one request through a plan's programs in this process; outputs by name."""
     contents = {**blobs, **plan.segments}
     programs = {device: plan.programs[device] for device in plan.devices}
-    return LocalFleet(programs, lambda digest: contents[digest], options).infer(image)
+    return LocalFleet(programs, contents, options).infer(image)
 
 
 def seeded_input(shape: tuple[int, ...], dtype: str, seed: int) -> NDArray[Any]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import time
-from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnxruntime as ort
 import psutil
 
+from agent.adapters.mapping import trim_heap
 from agent.adapters.runtime import Segment
 from agent.wire.messages import Capacity, Health
 
@@ -34,7 +35,7 @@ def measure_capacity(
     link_bytes_per_s: float,
 ) -> Capacity:
     """Measure the compute rate on a small convolution, and memory bandwidth; well under 1 s."""
-    return Capacity(
+    capacity = Capacity(
         cpu=cpu_model(),
         cores=os.cpu_count() or 1,
         threads=options.threads or len(os.sched_getaffinity(0)),
@@ -46,6 +47,8 @@ def measure_capacity(
         link_bytes_per_s=link_bytes_per_s,
         memory_limit_bytes=memory_limit_bytes,
     )
+    trim_heap()
+    return capacity
 
 
 def measure_flops(options: RuntimeOptions) -> float:
@@ -106,6 +109,6 @@ def runtime_versions() -> dict[str, str]:
     """Return the versions that decide what a segment computes here."""
     return {
         "python": platform.python_version(),
-        "onnxruntime": metadata.version("onnxruntime"),
+        "onnxruntime": ort.__version__,
         "numpy": np.__version__,
     }

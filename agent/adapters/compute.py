@@ -12,10 +12,11 @@ from agent.geometry import intersect, shape_of, slices_within
 from agent.wire.tensors import array_of, itemsize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from agent.adapters.store import BlobStore, MemoryBlobs
     from agent.geometry import Region
     from agent.wire.program import Program, SegmentSpec, TensorSpec, WeightSpec
     from agent.worker.events import Held
@@ -53,22 +54,11 @@ def _view(piece: Held, region: Region, dtype: str) -> NDArray[Any]:
     return data[slices_within(region, piece.region)]
 
 
-def read_weight(spec: WeightSpec, read_blob: Callable[[str], memoryview | bytes]) -> NDArray[Any]:
-    """Return a segment's weight from the blobs that hold it; one whole blob is not copied."""
-    elements = prod(spec.shape)
-    if len(spec.parts) == 1:
-        content = read_blob(spec.parts[0].digest)
-        flat = np.frombuffer(content, np.dtype(spec.dtype), elements, spec.offset)
-        return flat.reshape(spec.shape)
-    nbytes = elements * itemsize(spec.dtype)
-    joined = np.empty(nbytes, np.uint8)
-    position = -spec.offset
-    for part in spec.parts:
-        source = np.frombuffer(read_blob(part.digest), np.uint8)
-        first, last = max(0, -position), min(part.nbytes, nbytes - position)
-        joined[position + first : position + last] = source[first:last]
-        position += part.nbytes
-    return joined.view(np.dtype(spec.dtype)).reshape(spec.shape)
+def weight_array(spec: WeightSpec, content: NDArray[np.uint8]) -> NDArray[Any]:
+    """Return a segment's weight from the bytes of its parts, without a copy."""
+    nbytes = prod(spec.shape) * itemsize(spec.dtype)
+    mine = content[spec.offset : spec.offset + nbytes]
+    return mine.view(np.dtype(spec.dtype)).reshape(spec.shape)
 
 
 class LoadedProgram:
@@ -105,10 +95,8 @@ class LoadedProgram:
 class Loader:
     """Loads programs; segments that another loaded program has are shared, not loaded again."""
 
-    def __init__(
-        self, read_blob: Callable[[str], memoryview | bytes], options: RuntimeOptions
-    ) -> None:
-        self._read_blob = read_blob
+    def __init__(self, store: BlobStore | MemoryBlobs, options: RuntimeOptions) -> None:
+        self._store = store
         self._options = options
         self._loaded: dict[SegmentSpec, Segment] = {}
 
@@ -120,10 +108,17 @@ class Loader:
         """
         for spec in program.segments:
             if spec not in self._loaded:
-                weights = {w.name: read_weight(w, self._read_blob) for w in spec.weights}
-                graph = bytes(self._read_blob(spec.graph.digest))
-                self._loaded[spec] = Segment(graph, weights, self._options)
+                self._loaded[spec] = self._load(spec)
         return LoadedProgram(program, [self._loaded[spec] for spec in program.segments])
+
+    def _load(self, spec: SegmentSpec) -> Segment:
+        mapped = {w.name: self._store.map([p.digest for p in w.parts]) for w in spec.weights}
+        weights = {w.name: weight_array(w, mapped[w.name].array) for w in spec.weights}
+        segment = Segment(bytes(self._store.read(spec.graph.digest)), weights, self._options)
+        # Onnxruntime keeps most weights in a layout of its own; what it still reads comes back.
+        for files in mapped.values():
+            files.drop_pages()
+        return segment
 
     def retain(self, programs: Sequence[Program]) -> None:
         """Forget every segment that none of `programs` uses."""

@@ -8,23 +8,48 @@ for new ones; pinned blobs (those of the plans that are served) stay.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from threading import RLock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
+from agent.adapters.mapping import MappedFiles, can_join
 from agent.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 Content = bytes | bytearray | memoryview
 
 
 class WrongDigestError(StoreError):
     """Bytes that do not have the sha256 by which they are addressed."""
+
+
+class Mapped(Protocol):
+    """Consecutive blobs as one array of bytes."""
+
+    @property
+    def array(self) -> NDArray[np.uint8]:
+        """All bytes, read-only."""
+
+    def drop_pages(self) -> None:
+        """Give back what memory can be given back; the array stays valid."""
+
+
+class JoinedBytes:
+    """Blobs that cannot be mapped one behind the other, copied into one array."""
+
+    def __init__(self, contents: Sequence[Content]) -> None:
+        self.array = np.concatenate([np.frombuffer(content, np.uint8) for content in contents])
+
+    def drop_pages(self) -> None:
+        """Nothing can be given back."""
 
 
 class BlobStore:
@@ -108,29 +133,41 @@ class BlobStore:
         Raises:
             StoreError: if it is not here, or was damaged on disk (it is removed then).
         """
+        return self.map([digest]).array.data
+
+    def map(self, digests: Sequence[str]) -> Mapped:
+        """Return blobs one behind the other, mapped from their files where sizes allow.
+
+        Raises:
+            StoreError: if one is not here, or was damaged on disk (it is removed then).
+        """
         with self._lock:
-            if digest not in self._sizes:
-                raise StoreError(f"blob {digest[:12]} is not in {self._folder}")
-            path = self._folder / digest
-            try:
-                with path.open("rb") as file:
-                    length = os.fstat(file.fileno()).st_size
-                    content = (
-                        memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-                        if length
-                        else memoryview(b"")
-                    )
-                os.utime(path)
-            except OSError as error:
-                self.discard(digest)
-                raise StoreError(f"blob {digest[:12]} cannot be read: {error.strerror}") from error
+            absent = next((digest for digest in digests if digest not in self._sizes), None)
+            if absent is not None:
+                raise StoreError(f"blob {absent[:12]} is not in {self._folder}")
+            for digest in digests:
+                self._use(digest)
+            sizes = [self._sizes[digest] for digest in digests]
+            paths = [self._folder / digest for digest in digests]
+            if can_join(sizes):
+                return MappedFiles(paths, sizes)
+            return JoinedBytes([path.read_bytes() for path in paths])
+
+    def _use(self, digest: str) -> None:
+        path = self._folder / digest
+        try:
+            os.utime(path)
             if digest not in self._verified:
-                if sha256(content).hexdigest() != digest:
+                with path.open("rb") as file:
+                    found = file_digest(file, "sha256").hexdigest()
+                if found != digest:
                     self.discard(digest)
-                    raise WrongDigestError(f"blob {digest[:12]} was damaged on disk and is removed")
+                    raise WrongDigestError(f"blob {digest[:12]} was damaged on disk, removed now")
                 self._verified.add(digest)
-            self._sizes[digest] = self._sizes.pop(digest)
-            return content
+        except OSError as error:
+            self.discard(digest)
+            raise StoreError(f"blob {digest[:12]} cannot be read: {error.strerror}") from error
+        self._sizes[digest] = self._sizes.pop(digest)
 
     def size(self, digest: str) -> int:
         """Return a stored blob's size in bytes; `KeyError` if it is not here."""
@@ -188,3 +225,7 @@ class MemoryBlobs:
     def read(self, digest: str) -> memoryview:
         """Return a blob's bytes; `KeyError` if it is not here."""
         return memoryview(self._blobs[digest])
+
+    def map(self, digests: Sequence[str]) -> Mapped:
+        """Return blobs one behind the other; `KeyError` if one is not here."""
+        return JoinedBytes([self._blobs[digest] for digest in digests])

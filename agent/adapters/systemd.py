@@ -59,7 +59,7 @@ class Notifier:
             kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
             with socket.socket(socket.AF_UNIX, kind) as sender:
                 # A full queue must not block the loop that the watchdog watches.
-                sender.settimeout(3)
+                sender.setblocking(False)
                 sender.sendto(message.encode(errors="replace"), self._address)
         except (OSError, ValueError) as error:
             if not self._complained:

@@ -9,13 +9,15 @@ from functools import partial
 from agent.cli.options import configured
 from agent.config import Config
 
+ROLE = "coordinator"
+
 
 @partial(configured, device=True)
 def coordinator(config: Config) -> None:
     """Watch the fleet, plan each deployed model for the devices that are there, ship it.
 
     It may run beside an agent or anywhere else; requests need it only when devices come or go.
-    Its id is the user name at the broker, or the device's id with "-coordinator" behind it.
+    Its id is the user name at the broker, or the device's id with "coordinator-" before it.
 
     Example: halomq coordinator --host broker.local --fleet workshop
     """
@@ -29,7 +31,8 @@ def coordinator(config: Config) -> None:
             f"a coordinator needs the package {error.name}: pip install 'halomq[planner]'"
         ) from error
 
-    name = config.broker.username or f"{config.device}-coordinator"
+    own = config.device
+    name = config.broker.username or (own if own.startswith(ROLE) else f"{ROLE}-{own}")
     start_logging(config.log_level, name)
     service = CoordinatorService(name, config, os.environ)
     for number in (signal.SIGTERM, signal.SIGINT):

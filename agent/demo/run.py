@@ -75,7 +75,7 @@ class Demo:
         self._fleet = fleet
         self._chosen = chosen
         self._report = report
-        self._payload = chosen.picture.read_bytes()
+        self.payload = chosen.picture.read_bytes()
         self.config = Config(broker=BrokerConfig(host=fleet.broker.host, port=fleet.broker.port))
         report(f"reading {chosen.model.name}", 0.0)
         self.packaged: PackagedModel = package_model(chosen.model)
@@ -104,7 +104,7 @@ class Demo:
         graph = self.packaged.graph
         spec = graph.tensors[graph.input]
         image: DecodedInput = decode_input(
-            self._payload, self.packaged.manifest, spec.shape, spec.dtype, None
+            self.payload, self.packaged.manifest, spec.shape, spec.dtype, None
         )
         whole = WholeModel(self._chosen.model, RuntimeOptions(threads=1))
         array = image.whole()
@@ -128,12 +128,12 @@ class Demo:
         latencies = []
         for number in range(WARM_UP + REPEATS):
             started = time.perf_counter()
-            name = client.send(self.name, self._payload, timeout_s=60.0)
+            name = client.send(self.name, self.payload, timeout_s=60.0)
             told = _checked(client.answer(self.name, name, 60.0))
             latencies.append((time.perf_counter() - started) * 1e3)
             self._report("sending requests", (number + 1) / (WARM_UP + REPEATS))
         traces = client.traces(self.name, name, len(header.devices))
-        raw = _checked(client.infer(self.name, self._payload, tensors=True, timeout_s=60.0))
+        raw = _checked(client.infer(self.name, self.payload, tensors=True, timeout_s=60.0))
         identical, error = _compare(reference, raw)
         return Served(
             header=header,
@@ -154,7 +154,7 @@ class Demo:
         for attempt in range(min(KILL_ATTEMPTS, len(victims))):
             victim = victims[attempt]
             self._report(f"killing {victim} in flight", attempt / KILL_ATTEMPTS)
-            name = client.send(self.name, self._payload, tensors=True, timeout_s=RECOVERY_S)
+            name = client.send(self.name, self.payload, tensors=True, timeout_s=RECOVERY_S)
             client.flush()
             time.sleep(served.latency_ms / 1e3 * KILL_AT / (attempt + 1))
             self._fleet.kill(victim)

@@ -128,17 +128,17 @@ class CostModel:
         )
         return seconds
 
-    def slowest(self, seconds: Floats) -> Floats:
-        """Return the longest time in each layout; shape (N,), for K = 1..N devices."""
+    def largest(self, values: Floats) -> Floats:
+        """Return the largest value in each layout; shape (N,), for K = 1..N devices."""
         table = np.zeros((self._n, self._n))
-        table[self._layouts.count - 1, self._layouts.device] = seconds
+        table[self._layouts.count - 1, self._layouts.device] = values
         return np.asarray(table.max(axis=1))
 
     def too_large(self, work: Work, borders: Floats) -> Any:
         """Return for each layout whether a device cannot hold its tile's weights and tensors."""
         needed = work.weights + work.peak + borders
         over = needed > self._limit[self._layouts.device]
-        return self.slowest(over.astype(np.float64)) > 0
+        return self.largest(over.astype(np.float64)) > 0
 
     def exchange(self, needs: Mapping[str, Boxes], owned: Sequence[str] | None = None) -> Floats:
         """Return the seconds between two blocks for every pair of layouts.

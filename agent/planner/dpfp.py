@@ -47,12 +47,14 @@ class Allowed:
     """What the search may choose: cuts (None: any) and numbers of devices.
 
     `counts` is one number for each block between `cuts`, or the greatest number that every block
-    takes as far as its tensors can be split, or None for any number.
+    takes as far as its tensors can be split, or None for any number. `seconds_per_byte` is a price
+    on the weights that a block's devices hold, for fleets whose memory is scarce: the dearer they
+    are, the more layers are shared instead of being computed where they are needed.
     """
 
     cuts: Sequence[int] | None = None
     counts: Sequence[int] | int | None = None
-    fewest: int = 1
+    seconds_per_byte: float = 0.0
 
 
 class Search:
@@ -84,21 +86,24 @@ class Search:
             starts = {cut for cut in cuts if cut < stop}
             if allowed.cuts is not None:
                 starts = {max(starts)}
-            for start, exchange, compute in self._blocks(stop, starts):
-                total = best[start][None, :] + exchange + compute[:, None]
+            for start, exchange, compute, weights in self._blocks(stop, starts):
+                priced = compute + allowed.seconds_per_byte * weights
+                total = best[start][None, :] + exchange + priced[:, None]
                 before = total.argmin(axis=1)
                 for k in np.flatnonzero(possible & (total.min(axis=1) < best[stop])):
                     b = int(before[k])
                     best[stop, k] = total[k, b]
                     came[stop, int(k)] = (start, b, float(compute[k]), float(exchange[k, b]))
-        final = best[end] + self._cost.gather(self.graph.outputs)
-        last = int(final.argmin())
-        if not np.isfinite(final[last]):
+        gather = self._cost.gather(self.graph.outputs)
+        last = int((best[end] + gather).argmin())
+        if not np.isfinite(best[end, last]):
             return None
-        return _path(came, end, last), float(final[last])
+        path = _path(came, end, last)
+        seconds = sum(choice.compute_s + choice.exchange_s for choice in path)
+        return path, seconds + float(gather[last])
 
-    def _blocks(self, stop: int, starts: set[int]) -> list[tuple[int, Floats, Floats]]:
-        """Return (start, exchange [K, K'], compute [K]) for each block that ends at `stop`."""
+    def _blocks(self, stop: int, starts: set[int]) -> list[tuple[int, Floats, Floats, Floats]]:
+        """Return (start, exchange [K, K'], compute [K], weights [K]) for blocks before `stop`."""
         tiles = {name: self.layouts.tiles(name) for name in self._shared(stop)}
         demand, work = Demand(self.graph, tiles), Work.none(len(self.layouts.count))
         written = self._bytes(tiles)
@@ -108,9 +113,10 @@ class Search:
             if start not in starts:
                 continue
             borders = written + self._bytes(demand.boxes)
-            compute = self._cost.slowest(self._cost.compute(work, borders))
+            compute = self._cost.largest(self._cost.compute(work, borders))
             compute[self._cost.too_large(work, borders)] = np.inf
-            found.append((start, self._cost.exchange(demand.boxes), compute))
+            weights = self._cost.largest(work.weights)
+            found.append((start, self._cost.exchange(demand.boxes), compute, weights))
         return found[::-1]
 
     def _shared(self, cut: int) -> list[str]:
@@ -128,7 +134,7 @@ class Search:
         rows = min((self.layouts.rows(name) for name in self._shared(stop)), default=1)
         fits = counts <= rows
         if allowed.counts is None:
-            return fits & (counts >= min(allowed.fewest, rows))
+            return fits
         if isinstance(allowed.counts, int):
             return counts == min(allowed.counts, rows, len(counts))
         forced = allowed.counts[cuts.index(stop) - 1]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import tempfile
 from dataclasses import dataclass, field
-from math import prod
+from math import gcd, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,9 @@ _RANDOM = frozenset(
     | {"RandomUniform", "RandomUniformLike"}
 )
 _CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
-_PART_BYTES = 8 << 20
+# A device that needs some rows of a weight fetches the parts that hold them.
+PART_BYTES = 8 << 20
+PAGE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -229,9 +231,16 @@ def _entry(name: str, array: Array) -> WeightEntry:
 
 
 def _parts(array: Array) -> Iterator[memoryview]:
-    """Yield the bytes of an array in parts of whole rows, of 8 MiB at most (or one row)."""
+    """Yield the bytes of an array in parts of whole rows, of 8 MiB at most (or one row).
+
+    Where rows allow, a part is a multiple of any device's page size, so that devices can map
+    consecutive parts one behind the other.
+    """
     row = prod(array.shape[1:]) * array.itemsize
-    step = max(1, _PART_BYTES // row)
+    step = max(1, PART_BYTES // row)
+    aligned = PAGE_BYTES // gcd(row, PAGE_BYTES)
+    if step > aligned:
+        step -= step % aligned
     for start in range(0, array.shape[0], step):
         rows = np.ascontiguousarray(array[start : start + step])
         yield rows.reshape(-1).view(np.uint8).data

@@ -76,10 +76,10 @@ class Layouts:
 def split(extent: int, shares: Sequence[float], multiple: int = 1) -> list[int]:
     """Return the edges that divide `extent` elements in proportion to `shares`, none empty.
 
-    Edges are multiples of `multiple` where every share is at least twice that.
+    Edges are multiples of `multiple` where every share is at least that.
     """
     total, count = sum(shares), len(shares)
-    unit = multiple if min(shares) / total * extent >= 2 * multiple else 1
+    unit = multiple if min(shares) / total * extent >= multiple else 1
     edges, run = [0], 0.0
     for number, share in enumerate(shares[:-1], start=1):
         run += share

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from agent.planner.receptive_field import Field
     from agent.wire.program import Program
 
+# Seconds that a byte of weights costs; the last is dearer than any exchange.
+_PRICES = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-3)
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -105,15 +108,14 @@ def _plan_within_memory(
     cuts: Sequence[int] | None,
     counts: Sequence[int] | int | None,
 ) -> Plan | None:
-    """Return the fastest plan that fits, sharing more blocks as long as one does not, or None."""
+    """Return the fastest plan that fits, or None: weights get dearer as long as none does."""
     search = Search(graph, devices)
-    forced = cuts is not None or counts is not None
-    for fewest in range(1, 2 if forced else len(devices) + 1):
-        found = search.best(Allowed(cuts, counts, fewest))
+    limits = {device.id: device.memory_limit_bytes for device in devices}
+    for price in _PRICES:
+        found = search.best(Allowed(cuts, counts, price))
         if found is None:
-            continue
+            return None
         compiled = compile_programs(search, found[0], model)
-        limits = {device.id: device.memory_limit_bytes for device in devices}
         if all(nbytes <= (limits[d] or nbytes) for d, nbytes in compiled.memory.items()):
             return _plan(search, found[0], compiled, found[1])
     return None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from agent.errors import ModelError
 from agent.geometry import intersect, missing, shape_of, size, whole
@@ -102,9 +105,10 @@ class _DeviceProgram:
         )
 
     def memory(self) -> int:
-        """Bytes of the weights' blobs, and of the largest step's inputs and outputs."""
-        parts = {p.digest: p.nbytes for s in self._segments for w in s.weights for p in w.parts}
-        return sum(parts.values()) + self._peak
+        """Bytes of the weights' rows in use, and of the largest step's inputs and outputs."""
+        rows = {(w.parts, w.offset, w.shape): w for s in self._segments for w in s.weights}
+        used = sum(prod(w.shape) * np.dtype(w.dtype).itemsize for w in rows.values())
+        return used + self._peak
 
 
 class _Compiler:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agent.adapters.compute import LoadedProgram, Loader
+from agent.adapters.mapping import trim_heap
 from agent.adapters.media import decode_input
 from agent.answers import answer
 from agent.errors import HaloMQError, InputError
@@ -46,7 +47,7 @@ class Jobs:
         clock: Callable[[], float],
     ) -> None:
         self._store = store
-        self._loader = Loader(store.read, options)
+        self._loader = Loader(store, options)
         self._max_payload_bytes = max_payload_bytes
         self._clock = clock
         self._plans: dict[str, LoadedProgram] = {}
@@ -63,6 +64,7 @@ class Jobs:
     def load(self, plan: str, program: Program) -> ev.Loaded:
         """Load a plan's segments."""
         self._plans[plan] = self._loader.load(program)
+        trim_heap()
         return ev.Loaded(plan)
 
     def unload(self, plan: str) -> None:
@@ -70,6 +72,7 @@ class Jobs:
         self._plans.pop(plan, None)
         self._manifests.pop(plan, None)
         self._loader.retain([loaded.program for loaded in self._plans.values()])
+        trim_heap()
 
     def decode(self, job: ev.Decode) -> ev.Decoded:
         """Decode a request's payload."""

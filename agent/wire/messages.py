@@ -18,7 +18,8 @@ from agent.wire.program import BlobRef, Box, Digest, Extent, Index
 from agent.wire.tensors import TensorMessage, pack, unpack
 
 CHUNK_BYTES = 512 * 1024
-MAX_PACKET_BYTES = 16 * 1024 * 1024
+# What broker_config/ allows: a request of 8 MiB and what is around it.
+MAX_PACKET_BYTES = (8 << 20) + (64 << 10)
 
 DeviceId = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 RequestId = DeviceId

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 
 from agent.errors import ModelError
 from agent.geometry import intersect, size
-from agent.planner import Device, compile_plan
+from agent.planner import Device, compile_plan, importer
+from agent.planner.dpfp import Allowed, Search
 from tests.planner.oracle import Builder, devices, load, vgg
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from agent.planner import Graph, Plan
@@ -57,27 +60,32 @@ FLEETS = {
 
 @pytest.mark.parametrize("fleet", FLEETS)
 @pytest.mark.parametrize("make", [_chain, _branches])
-def test_no_choice_of_cuts_and_devices_is_faster(make, fleet: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    graph = make(tmp_path)
-    found = compile_plan(graph, FLEETS[fleet], model_name="m")
-    layers = sum(len(block.layers) for block in found.blocks)
-    best = min(_forced(graph, fleet, layers), key=lambda plan: plan.predicted_s)
-    assert found.predicted_s == pytest.approx(best.predicted_s, rel=1e-12)
+def test_no_choice_of_cuts_and_devices_is_faster(
+    make: Callable[[Path], Graph], fleet: str, tmp_path: Path
+) -> None:
+    search = Search(make(tmp_path), FLEETS[fleet])
+    layers, most = len(search.layers), len(FLEETS[fleet])
+    times = [
+        seconds
+        for number in range(layers)
+        for cuts in combinations(range(1, layers), number)
+        for counts in product(range(1, most + 1), repeat=number + 1)
+        if (seconds := _forced(search, cuts, counts)) is not None
+    ]
+    found = search.best(Allowed())
+    assert found is not None
+    assert len(times) > 50
+    assert found[1] == pytest.approx(min(times), rel=1e-12)
 
 
-def _forced(graph: Graph, fleet: str, layers: int) -> list[Plan]:
-    plans = []
-    for number in range(layers):
-        for cuts in combinations(range(1, layers), number):
-            for counts in product(range(1, len(FLEETS[fleet]) + 1), repeat=number + 1):
-                try:
-                    plans.append(
-                        compile_plan(graph, FLEETS[fleet], model_name="m", cuts=cuts, counts=counts)
-                    )
-                except ModelError:
-                    continue  # fewer rows than devices
-    assert len(plans) > 50
-    return plans
+def _forced(search: Search, cuts: tuple[int, ...], counts: tuple[int, ...]) -> float | None:
+    try:
+        found = search.best(Allowed(cuts, counts))
+    except ModelError:
+        return None  # fewer rows than devices
+    assert found is not None
+    assert tuple(choice.count for choice in found[0]) == counts
+    return found[1]
 
 
 def test_choices_differ_between_the_fleets(tmp_path: Path) -> None:
@@ -111,7 +119,7 @@ def test_predicted_time_is_what_its_parts_say(tmp_path: Path) -> None:
 
 def test_tiles_follow_capacity(tmp_path: Path) -> None:
     graph = _chain(tmp_path)
-    plan = compile_plan(graph, devices(1, 3, 2), model_name="m", counts=3)
+    plan = compile_plan(graph, devices(1, 3, 2), model_name="m", cuts=[1], counts=3)
     assert plan.devices == ("d1", "d2", "d0")
     tiles = [plan.blocks[0].tiles[device][0][1][2] for device in plan.devices]
     rows = tiles[-1][1]
@@ -138,22 +146,35 @@ def test_slow_links_leave_one_device(tmp_path: Path) -> None:
 
 
 def test_memory_limits_are_kept(tmp_path: Path) -> None:
-    graph = load(vgg(tmp_path / "vgg.onnx"))[1]
-    weights = sum(p.nbytes for entry in graph.weights.values() for p in entry.parts)
+    b = Builder((1, 3, 8, 8))
+    x = b.add("Flatten", b.conv("x", 4, pads=[1] * 4))
+    for _ in range(3):
+        x = b.add("Gemm", x, b.weight(256, b.shape(x)[1]), b.weight(256), transB=1)
+    with patch.object(importer, "PART_BYTES", 1 << 14):
+        graph = load(b.save(tmp_path / "m.onnx", x))[1]
+    whole = sum(p.nbytes for entry in graph.weights.values() for p in entry.parts)
     slow = [replace(d, link_latency_s=0.5) for d in devices(1, 1, 1)]
-    assert compile_plan(graph, slow, model_name="vgg").devices == ("d0",)
-    limit = int(weights * 0.95)
-    plan = compile_plan(
-        graph, [replace(d, memory_limit_bytes=limit) for d in slow], model_name="vgg"
-    )
-    assert len(plan.devices) > 1
-    for program in plan.programs.values():
-        parts = {p.digest: p.nbytes for s in program.segments for w in s.weights for p in w.parts}
-        assert sum(parts.values()) <= limit
-    roomy = [replace(slow[0], memory_limit_bytes=1000), *slow[1:]]
-    assert "d0" not in compile_plan(graph, roomy, model_name="vgg").devices
+    assert _weights(compile_plan(graph, slow, model_name="m")) == {"d0": whole}
+
+    small = [replace(d, memory_limit_bytes=whole // 2) for d in slow]
+    shared = _weights(compile_plan(graph, small, model_name="m"))
+    assert len(shared) == 3
+    assert max(shared.values()) <= whole // 2
+
+    one_tiny = [replace(slow[0], memory_limit_bytes=1000), *slow[1:]]
+    assert _weights(compile_plan(graph, one_tiny, model_name="m")) == {"d1": whole}
+    tiny = [replace(d, memory_limit_bytes=1000) for d in slow]
     with pytest.raises(ModelError, match="memory"):
-        compile_plan(graph, [replace(d, memory_limit_bytes=1000) for d in slow], model_name="v")
+        compile_plan(graph, tiny, model_name="m")
+
+
+def _weights(plan: Plan) -> dict[str, int]:
+    """The bytes of weights that each device fetches."""
+    return {
+        device: sum(program.blobs().values())
+        - sum({s.graph.digest: s.graph.nbytes for s in program.segments}.values())
+        for device, program in plan.programs.items()
+    }
 
 
 def test_no_devices_is_an_error(tmp_path: Path) -> None:
