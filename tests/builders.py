@@ -77,10 +77,12 @@ def header_of(
     )
 
 
-# Programs whose tensors are rows of integers -------------------------------------------------------
+# Programs whose tensors are rows of integers -----------------------------------------------------
 
 
-def chain(layers: Sequence[Tiles], rows: int, gatherer: str, model: str = "m") -> dict[str, Program]:
+def chain(
+    layers: Sequence[Tiles], rows: int, gatherer: str, model: str = "m"
+) -> dict[str, Program]:
     """Return programs in which row i of each tensor needs rows i-1 to i+1 of the one before.
 
     `layers` gives, for each tensor after the input, the rows that each device owns; `gatherer`
@@ -159,6 +161,7 @@ def piece_of(
     payload: bytes,
     region: Region,
     values: Sequence[int],
+    *,
     tensor: int = 1,
 ) -> Piece:
     """Return a piece of a tensor of integers."""

@@ -25,7 +25,7 @@ from agent.adapters.local_broker import LocalBroker, find_mosquitto
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conftest import MakeCredentials, SecureBroker
+    from tests.conftest import MakeCredentials, SecureBroker
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "broker_config"

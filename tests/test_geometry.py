@@ -89,8 +89,9 @@ def test_contains_means_that_nothing_is_left(pair: tuple[Region, Region]) -> Non
 def test_hull_is_the_smallest_region_around_all(group: tuple[Region, list[Region]]) -> None:
     _, held = group
     around = hull(held)
-    filled = np.nonzero(mask(len(around), *held))
-    assert around == tuple((int(axis.min()), int(axis.max()) + 1) for axis in filled)
+    filled = np.argwhere(mask(len(around), *held))
+    low, high = filled.min(axis=0), filled.max(axis=0) + 1
+    assert around == tuple(zip(low.tolist(), high.tolist(), strict=True))
 
 
 @given(st.integers(1, 3).flatmap(regions), st.data())

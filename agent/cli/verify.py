@@ -33,7 +33,19 @@ def verify(
         verdict = verify_model(model, devices, seed=seed)
     except ModelError as error:
         if as_json:
-            print_json({"model": str(model), "devices": devices, "refused": str(error)})
+            print_json(
+                {
+                    "model": model.stem,
+                    "ok": False,
+                    "identical": None,
+                    "max_rel_error": None,
+                    "devices": devices,
+                    "blocks": 0,
+                    "distributed_share": 0.0,
+                    "undistributed": [],
+                    "refused": str(error),
+                }
+            )
         raise
     right = verdict.max_rel_error <= tolerance
     if as_json:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agent.wire.model import ModelPackage
 
 SETTLE_S = 0.5
+REMIND_S = 5.0
 PREPARE_S = 120.0
 
 
@@ -40,6 +41,7 @@ class Deployment:
     computing: Fleet | None = None
     offered: PlanHeader | None = None
     awaited: set[str] = field(default_factory=set)
+    remind_at: float = 0.0
     prepare_until: float = 0.0
     plan: ComputedPlan | None = None
     after_loss: dict[Fleet, ComputedPlan] = field(default_factory=dict)
@@ -63,7 +65,7 @@ class CoordinatorCore:
 
     def next_timer(self) -> float | None:
         """Return when a `Tick` is due at the latest."""
-        timers = [d.prepare_until for d in self._deployments.values() if d.offered]
+        timers = [d.remind_at for d in self._deployments.values() if d.offered]
         if self._settle_at is not None:
             timers.append(self._settle_at)
         return min(timers, default=None)
@@ -133,18 +135,26 @@ class CoordinatorCore:
     def _tick(self, _event: ev.Tick, now: float) -> list[Effect]:
         effects: list[Effect] = []
         for deployment in self._deployments.values():
-            if deployment.offered and now >= deployment.prepare_until:
-                for device in deployment.awaited:
-                    self._exclude(deployment, device, now)
-                    effects.append(ev.Log("warning", f"{device} prepares for too long"))
-                deployment.offered = None
-                effects += self._replan(deployment, now)
+            if deployment.offered and now >= deployment.remind_at:
+                effects += self._remind(deployment, deployment.offered, now)
         if self._settle_at is not None and now >= self._settle_at:
             self._settle_at = self._members.next_return(now)
             for deployment in self._deployments.values():
                 if self._is_outdated(deployment, now):
                     effects += self._replan(deployment, now)
         return effects
+
+    def _remind(self, deployment: Deployment, header: PlanHeader, now: float) -> list[Effect]:
+        waiting = sorted(deployment.awaited)
+        if now < deployment.prepare_until:
+            # A message may have been lost with a connection; an agent that works on it ignores it.
+            deployment.remind_at = now + REMIND_S
+            return [ev.Tell(device, Prepare(header)) for device in waiting]
+        for device in waiting:
+            self._exclude(deployment, device, now)
+        deployment.offered = None
+        logs = [ev.Log("warning", f"{device} prepares for too long") for device in waiting]
+        return [*logs, *self._replan(deployment, now)]
 
     def _exclude(self, deployment: Deployment, device: str, now: float) -> None:
         self._members.exclude(deployment.package.name, device, now)
@@ -312,6 +322,7 @@ class CoordinatorCore:
         )
         deployment.offered = header
         deployment.awaited = set(plan.devices)
+        deployment.remind_at = now + REMIND_S
         deployment.prepare_until = now + PREPARE_S
         deployment.state = "preparing"
         text = f"preparing on {', '.join(plan.devices)}"

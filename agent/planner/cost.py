@@ -63,24 +63,30 @@ class Work:
         walked = []
         behind_kernel = _behind_kernel(layer)
         for field, fused in zip(layer.fields[::-1], behind_kernel[::-1], strict=True):
-            computed = demand.through(field)
-            self._add_node(field, computed, graph, fused=fused)
+            computed, read = demand.through(field)
+            self._add_node(field, computed, read, graph, fused=fused)
             walked.append((field, computed))
         return walked
 
-    def _add_node(self, field: Field, computed: Boxes, graph: Graph, *, fused: bool) -> None:
+    def _add_node(
+        self,
+        field: Field,
+        computed: Boxes,
+        read: Sequence[tuple[str, Boxes]],
+        graph: Graph,
+        *,
+        fused: bool,
+    ) -> None:
         operator = field.operator
         sizes = computed.sizes().astype(np.float64)
         self.flops += operator.flops * sizes
         touched = sizes * graph.itemsize(field.node.outputs[0])
-        for name, box in field.needed(computed):
-            nbytes = box.sizes() * float(graph.itemsize(name))
-            if name in graph.weights:
-                self.weights += nbytes
-                # Batch 1: each weight of a Gemm is used once, so reading it is the work.
-                self.moved += nbytes
-            elif name in graph.tensors:
-                touched += nbytes
+        for name, box in read:
+            touched += box.sizes() * float(graph.itemsize(name))
+        weights = field.weight_bytes(computed)
+        self.weights += weights
+        # Batch 1: each weight of a Gemm is used once, so reading it is the work.
+        self.moved += weights
         self.peak = np.maximum(self.peak, touched)
         if operator.memory_bound and not fused and not operator.reshapes:
             self.moved += touched

@@ -99,6 +99,7 @@ class Field:
             if name and axes is not None
         ]
         self.activations = [pair for pair in self.inputs if not graph.is_constant(pair[0])]
+        self._weights = [pair for pair in self.inputs if pair[0] in graph.weights]
         self._graph = graph
 
     def computed(self, wanted: Boxes) -> Boxes:
@@ -114,6 +115,17 @@ class Field:
         """Return what of each input is read to compute `computed`, constants included."""
         return [(name, field.needed(computed)) for name, field in self.inputs]
 
+    def weight_bytes(self, computed: Boxes) -> Any:
+        """Return how many bytes of weights are read: a number, or an array of one for each tile."""
+        total: Any = 0.0
+        for name, axis_maps in self._weights:
+            itemsize = self._graph.itemsize(name)
+            if axis_maps.stride.any():
+                total = total + axis_maps.needed(computed).sizes() * itemsize
+            else:
+                total = total + float(axis_maps.extent.prod() * itemsize)
+        return total
+
     @cached_property
     def whole(self) -> Region:
         """The region of the node's whole first output."""
@@ -127,11 +139,11 @@ class Demand:
         self._graph = graph
         self.boxes = dict(wanted)
 
-    def through(self, field: Field) -> Boxes:
+    def through(self, field: Field) -> tuple[Boxes, list[tuple[str, Boxes]]]:
         """Walk backwards through one node: its outputs' demand becomes its inputs' demand.
 
         Returns:
-            What the node computes of its first output, for each tile.
+            What the node computes of its first output, and reads of each activation.
         """
         outputs = [name for name in field.node.outputs if name in self.boxes]
         wanted = [self.boxes.pop(name) for name in outputs]
@@ -139,6 +151,7 @@ class Demand:
             computed = field.computed(wanted[0])
         else:  # several outputs: everything is computed whole
             computed = boxes([field.whole] * len(wanted[0].start))
-        for name, axis_maps in field.activations:
-            self.boxes[name] = hull(self.boxes.get(name), axis_maps.needed(computed))
-        return computed
+        read = [(name, axis_maps.needed(computed)) for name, axis_maps in field.activations]
+        for name, needed in read:
+            self.boxes[name] = hull(self.boxes.get(name), needed)
+        return computed, read

@@ -101,7 +101,7 @@ def test_predicted_time_is_what_its_parts_say(tmp_path: Path) -> None:
     b = Builder((1, 2, 32, 16))
     y = b.conv(b.conv("x", 4, pads=[1] * 4), 4, pads=[1] * 4)
     _, graph = load(b.save(tmp_path / "m.onnx", y))
-    one, two = (Device(n, 1e9, 1e9, 1e6, 0.01, 0.0) for n in "ab")
+    one, two = (Device(n, 1e9, 1e9, 1e6, 0.01, 0.002) for n in "ab")
     plan = compile_plan(graph, [one, two], model_name="m", cuts=[1], counts=[2, 2])
     row, half = 4 * 16 * 4, 16
     first, second = plan.blocks
@@ -111,10 +111,21 @@ def test_predicted_time_is_what_its_parts_say(tmp_path: Path) -> None:
     assert second.exchange_s == pytest.approx(0.01 + row / 1e6 + copied)
     borders = (half + 1) * 2 * 16 * 4 + half * row
     arithmetic = half * 16 * 4 * 2 * 2 * 9
-    assert first.compute_s == pytest.approx(arithmetic / 1e9 + 2 * borders / 1e9)
+    assert first.compute_s == pytest.approx(arithmetic / 1e9 + 2 * borders / 1e9 + 0.002)
     gather = 0.01 + half * row / 1e6 + 2 * half * row / 1e9
     blocks = sum(block.compute_s + block.exchange_s for block in plan.blocks)
     assert plan.predicted_s == pytest.approx(blocks + gather)
+
+
+def test_an_exchange_takes_as_long_as_its_busiest_sender(tmp_path: Path) -> None:
+    """One device hands two others their rows: it sends what they receive together."""
+    b = Builder((1, 2, 30, 16))
+    y = b.add("Relu", b.add("MaxPool", "x", kernel_shape=[1, 1]))
+    _, graph = load(b.save(tmp_path / "m.onnx", y))
+    three = [Device(n, 1e9, 1e30, 1e6, 0.0, 0.0) for n in "abc"]
+    plan = compile_plan(graph, three, model_name="m", cuts=[1], counts=[1, 3])
+    assert plan.blocks[1].halo_bytes == 20 * 2 * 16 * 4
+    assert plan.blocks[1].exchange_s == pytest.approx(20 * 2 * 16 * 4 / 1e6)
 
 
 def test_tiles_follow_capacity(tmp_path: Path) -> None:

@@ -115,6 +115,12 @@ DISTRIBUTED |= {
 }
 WHOLE: dict[str, tuple[Make, str]] = {
     "Softmax": (lambda b: b.add("Softmax", "x", axis=2), "needs the whole map"),
+    "LRN": (
+        lambda b: b.add(
+            "LRN", b.add("GlobalAveragePool", b.conv("x", 48)), size=5, alpha=9.0
+        ),
+        "needs the whole map",
+    ),
     "Concat": (lambda b: b.add("Concat", "x", "x", axis=2), "joins its inputs"),
     "Gemm": (_gemm, "by columns"),
     "InstanceNormalization": (
