@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
     from agent.planner import Plan
 
-# Slow devices on a fast link: so that a plan is made which shares as much as it can.
+# Slow devices on a fast link: so that a plan is made which shares whatever can be shared.
 FLOPS_PER_S = 1e9
 LINK_BYTES_PER_S = 1e9
+LINK_LATENCY_S = 2e-5
+STEP_OVERHEAD_S = 2e-5
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,14 @@ def verify_model(path: Path, devices: int, *, seed: int = 0) -> Verdict:
     packaged = package_model(path)
     graph = packaged.graph
     members = [
-        Device(f"device-{n + 1}", FLOPS_PER_S, link_bytes_per_s=LINK_BYTES_PER_S)
-        for n in range(devices)
+        Device(
+            id=f"device-{number + 1}",
+            flops_per_s=FLOPS_PER_S,
+            link_bytes_per_s=LINK_BYTES_PER_S,
+            link_latency_s=LINK_LATENCY_S,
+            step_overhead_s=STEP_OVERHEAD_S,
+        )
+        for number in range(devices)
     ]
     plan = compile_plan(graph, members, model_name=packaged.package.name)
     image = seeded_input(graph.shape(graph.input), graph.tensors[graph.input].dtype, seed)

@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,6 @@ class Side:
     def __init__(self, demo: Demo, client: Client, cores: int) -> None:
         self._demo = demo
         self._client = client
-        demo.wait_for_devices(client)
         self.header = demo.deploy(client)
         if len(self.header.devices) != cores:
             sys.stderr.write(f"note: the planner chose {len(self.header.devices)} devices\n")
@@ -75,16 +75,18 @@ def run(model: str, devices: int, requests: int) -> dict[str, Any]:
     chosen = find_model(model, None)
     with tempfile.TemporaryDirectory(prefix="halomq-speedup-") as name:
         folder = Path(name)
-        with (
-            LocalBroker.start(folder / "broker", allow_embedded=False) as broker,
-            fleet(folder, broker, "one", 1, cores) as single,
-            fleet(folder, broker, "many", devices, cores) as many,
-        ):
-            demos = [Demo(f, chosen, quiet) for f in (single, many)]
-            configs = [config(broker, title) for title in ("one", "many")]
-            with Client(config=configs[0]) as first, Client(config=configs[1]) as second:
-                sides = [Side(demos[0], first, 1), Side(demos[1], second, devices)]
-                return compare(sides, model, devices, requests)
+        with ExitStack() as stack:
+            broker = stack.enter_context(LocalBroker.start(folder / "broker", allow_embedded=False))
+            ready = []
+            for title, count in (("one", 1), ("many", devices)):
+                # One fleet after the other: they share cores, and measure them when they start.
+                members = stack.enter_context(fleet(folder, broker, title, count, cores))
+                client = stack.enter_context(Client(config=config(broker, title)))
+                demo = Demo(members, chosen, quiet)
+                demo.wait_for_devices(client)
+                ready.append((demo, client, count))
+            sides = [Side(*entry) for entry in ready]
+            return compare(sides, model, devices, requests)
 
 
 def fleet(

@@ -81,12 +81,17 @@ def header_of(
 
 
 def chain(
-    layers: Sequence[Tiles], rows: int, gatherer: str, model: str = "m"
+    layers: Sequence[Tiles],
+    rows: int,
+    gatherer: str,
+    model: str = "m",
+    *,
+    step_rows: int = 1000,
 ) -> dict[str, Program]:
     """Return programs in which row i of each tensor needs rows i-1 to i+1 of the one before.
 
     `layers` gives, for each tensor after the input, the rows that each device owns; `gatherer`
-    answers with the whole last tensor. Each program's own segment stands for all of its steps.
+    answers with the whole last tensor. A step computes at most `step_rows` rows.
     """
     devices = sorted({device for tiles in layers for device in tiles})
     order = [gatherer, *(device for device in devices if device != gatherer)]
@@ -99,8 +104,10 @@ def chain(
             own = tiles.get(device)
             if own is None:
                 continue
-            read, write = Part(tensor - 1, (_window(own, rows),)), Part(tensor, (own,))
-            steps.append(Step(0, (read,), (write,), block=tensor - 1))
+            for start in range(*own, step_rows):
+                part = (start, min(start + step_rows, own[1]))
+                read, write = Part(tensor - 1, (_window(part, rows),)), Part(tensor, (part,))
+                steps.append(Step(0, (read,), (write,), block=tensor - 1))
             for other in order:
                 wanted = (0, rows) if tensor == last else None
                 if tensor < last and other in layers[tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +34,8 @@ class Segment:
     def __init__(self, graph: bytes, weights: Mapping[str, Array], options: RuntimeOptions) -> None:
         """Load a graph whose external initializers are `weights`.
 
-        onnxruntime keeps a copy in its kernels' own layout, so give weights as read-only
-        `np.memmap` where memory is scarce: their pages are handed back once the copy is made.
+        onnxruntime keeps a copy of most weights in its kernels' own layout, so weights that are
+        mapped from files take no memory once this is done (`MappedFiles.drop_pages`).
 
         Raises:
             ModelError: if onnxruntime refuses the graph or a weight is missing.
@@ -46,8 +45,6 @@ class Segment:
         self._weights = [_value(array) for array in weights.values()]
         settings.add_external_initializers(list(weights), self._weights)
         self._session = _session(graph, settings, options)
-        for array in weights.values():
-            _hand_back(array)
         self._inputs = [value.name for value in self._session.get_inputs()]
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
@@ -101,14 +98,6 @@ def _settings(options: RuntimeOptions) -> Any:
 
 def _value(array: Array) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-
-
-def _hand_back(array: Array) -> None:
-    """Drop a mapped file's pages from memory; they are read again should they be needed."""
-    if isinstance(array, np.memmap) and array.mode == "r":
-        mapping: mmap.mmap | None = getattr(array, "_mmap", None)
-        if mapping is not None:
-            mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _session(model: bytes | str, settings: Any, options: RuntimeOptions) -> Any:

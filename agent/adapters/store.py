@@ -43,10 +43,11 @@ class Mapped(Protocol):
 
 
 class JoinedBytes:
-    """Blobs that cannot be mapped one behind the other, copied into one array."""
+    """Blobs that are not mapped one behind the other: copied into one array if need be."""
 
     def __init__(self, contents: Sequence[Content]) -> None:
-        self.array = np.concatenate([np.frombuffer(content, np.uint8) for content in contents])
+        arrays = [np.frombuffer(content, np.uint8) for content in contents]
+        self.array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     def drop_pages(self) -> None:
         """Nothing can be given back."""

@@ -42,7 +42,7 @@ def plan(
     if svg is not None:
         from agent.planner.draw import draw_plan
 
-        svg.write_text(draw_plan(made))
+        svg.write_text(draw_plan(made, packaged.graph))
     if as_json:
         print_json(_as_json(made, single))
     else:

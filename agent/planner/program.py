@@ -57,15 +57,18 @@ def compile_programs(search: Search, choices: Sequence[Choice], model: str) -> C
 
 
 class _DeviceProgram:
-    """The program of one device while it is written; tensors are numbered as they are used."""
+    """The program of one device while it is written.
 
-    def __init__(self, device: str, search: Search) -> None:
+    `tensors` numbers tensors as they are used, for all devices alike: pieces travel by number.
+    """
+
+    def __init__(self, device: str, search: Search, tensors: dict[str, int]) -> None:
         self.id = device
         self.held: dict[str, list[Region]] = {}
         self.sends: list[Send] = []
         self.answers: tuple[Part, ...] = ()
         self._graph = search.graph
-        self._tensors: dict[str, int] = {}
+        self._tensors = tensors
         self._segments: dict[SegmentSpec, int] = {}
         self._steps: list[Step] = []
         self._peak = 0
@@ -118,7 +121,9 @@ class _Compiler:
         used = max(choice.count for choice in choices)
         self.model = model
         self.segments: dict[str, bytes] = {}
-        self.devices = [_DeviceProgram(d.id, search) for d in search.layouts.devices[:used]]
+        tensors: dict[str, int] = {}
+        taking_part = search.layouts.devices[:used]
+        self.devices = [_DeviceProgram(d.id, search, tensors) for d in taking_part]
         self._search = search
         self._owners: dict[str, list[tuple[_DeviceProgram, Region]]] = {}
 
@@ -178,8 +183,11 @@ def check(programs: Mapping[str, Program]) -> None:
     """Follow the programs' dataflow to its end, without computing anything.
 
     Raises:
-        ModelError: if a step can never run, a send is never due or repeated, or no device answers.
+        ModelError: if a step can never run, a send is never due or repeated, no device answers, or
+            devices number tensors differently.
     """
+    if len({program.tensors for program in programs.values()}) > 1:
+        raise ModelError("devices number the model's tensors differently")
     held: dict[tuple[str, str], list[Region]] = {}
     for device, program in programs.items():
         spec = program.tensors[program.input]

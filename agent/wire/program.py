@@ -2,7 +2,8 @@
 
 A planner compiles, agents execute. An agent knows nothing of CNN geometry: it runs a step once
 every region that the step reads is here, and sends a region once it is written.
-Tensors, segments and steps are referred to by their index in the program.
+Tensors, segments and steps are referred to by their index in the program; the programs of a plan
+have the same tensors, because pieces name tensors by index.
 """
 
 from __future__ import annotations

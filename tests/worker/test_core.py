@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 import pytest
 
 from agent.wire.messages import Answer, Forward, PlanHeader, Prepared, Standby, fingerprint
-from agent.wire.program import Program
 from agent.worker import WorkerCore, early
 from agent.worker import events as ev
 from agent.worker.requests import RANK_DELAY_S, TRANSITIONS, Request, State
 from tests.builders import chain, header_of, image_of, only, piece_of, ref, run_step
+
+if TYPE_CHECKING:
+    from agent.wire.program import Program
 
 ROWS = 8
 PICTURE = b"picture"
