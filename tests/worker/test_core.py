@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from agent.geometry import missing, size
 from agent.wire.messages import Answer, Forward, PlanHeader, Prepared, Standby, fingerprint
 from agent.worker import WorkerCore, early
 from agent.worker import events as ev
+from agent.worker.pieces import chunked
 from agent.worker.requests import RANK_DELAY_S, TRANSITIONS, Request, State
 from tests.builders import chain, header_of, image_of, only, piece_of, ref, run_step
 
@@ -89,9 +93,10 @@ def serving(name: str = "a", **limits: float) -> Device:
     return device
 
 
-def running(name: str = "a") -> Device:
+def running(name: str = "a", *, started: float = 0.0) -> Device:
     """Return a device that has decoded request r1 and computes its first step."""
     device = serving(name)
+    device.now = started
     device.ask()
     assert only(ev.Run, device.decoded())
     return device
@@ -112,9 +117,9 @@ def border(device: str, row: int, payload: bytes = PICTURE, epoch: int = 1) -> e
     return ev.PieceArrived(piece, len(piece.data))
 
 
-def concluding() -> Device:
+def concluding(*, started: float = 0.0) -> Device:
     """Return the answering device with all that it needs for its answer."""
-    device, (header, programs) = running(), plan()
+    device, (header, programs) = running(started=started), plan()
     device.finish(ev.Run(KEY, header.digest, 0, _input(device)), programs["a"])
     effects = device.do(border("a", 3))
     device.finish(only(ev.Run, effects)[0], programs["a"])
@@ -240,9 +245,29 @@ def test_large_pieces_are_cut_into_messages(monkeypatch: pytest.MonkeyPatch) -> 
     assert [(s.tensor, s.region) for s in sent] == [(2, ((3, 5),)), (2, ((5, 6),))]
 
 
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=4), st.sampled_from([1, 4, 8]))
+def test_what_is_cut_for_messages_fits_and_is_all(shape: list[int], bytes_each: int) -> None:
+    region = tuple((7, 8 + extent) for extent in shape)
+    with pytest.MonkeyPatch.context() as patch:
+        limit = size(region) * bytes_each // 5 + 8
+        patch.setattr("agent.worker.pieces.CHUNK_BYTES", limit)
+        parts = chunked(region, bytes_each)
+    assert all(size(part) * bytes_each <= limit for part in parts)
+    assert sum(map(size, parts)) == size(region)
+    assert missing(region, parts) == []
+    assert len(parts) <= 2 * 5 + 1
+
+
+def test_what_fits_into_a_message_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.worker.pieces.CHUNK_BYTES", 16)
+    assert chunked(((0, 2), (0, 8)), 1) == [((0, 2), (0, 8))]
+    assert chunked((), 8) == [()]
+    assert chunked(((0, 2), (0, 9)), 1) == [((0, 2), (0, 8)), ((0, 2), (8, 9))]
+
+
 def test_the_answering_device_answers_when_all_outputs_are_here() -> None:
-    device, (header, _) = concluding(), plan()
-    device.now = 1.5
+    device, (header, _) = concluding(started=10.0), plan()
+    device.now = 11.5
     effects = device.do(ev.Concluded(KEY, header.digest, {"label": "cat"}, None))
     assert only(ev.PublishAnswer, effects) == [
         ev.PublishAnswer(
@@ -398,13 +423,14 @@ def test_a_piece_that_comes_before_its_plan_is_kept_and_used() -> None:
 
 def test_a_piece_that_nobody_claims_is_dropped_after_a_while_with_one_line() -> None:
     device = serving()
+    device.now = 5.0
     device.do(border("a", 3))
     device.do(border("a", 4))
-    assert only(ev.Log, device.tick(early.KEEP_S)) == []
-    (log,) = only(ev.Log, device.tick(early.KEEP_S + 0.1))
+    assert only(ev.Log, device.tick(5.0 + early.KEEP_S)) == []
+    (log,) = only(ev.Log, device.tick(5.1 + early.KEEP_S))
     assert (log.level, log.request) == ("warning", "r1")
     assert "dropped" in log.text
-    assert device.tick(early.KEEP_S + 1) == []
+    assert device.tick(6.0 + early.KEEP_S) == []
 
 
 def test_early_pieces_are_bounded_and_the_oldest_make_room(
@@ -425,7 +451,7 @@ def test_early_pieces_are_bounded_and_the_oldest_make_room(
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"tensor": 9}, "tensor 9"),
+        ({"tensor": 3}, "tensor 3"),
         ({"region": ((3, 9),)}, "does not fit"),
         ({"region": ((3, 3),)}, "does not fit"),
         ({"region": ((3, 4), (0, 1))}, "does not fit"),
@@ -557,8 +583,8 @@ def test_only_the_first_device_that_stayed_forwards() -> None:
 
 
 def test_a_removed_model_ends_its_requests_with_an_error() -> None:
-    device = running()
-    device.now = 2.0
+    device = running(started=10.0)
+    device.now = 12.0
     effects = device.do(ev.PlanAnnounced("m", None))
     (answer,) = answers(effects)
     assert answer.error is not None
@@ -694,7 +720,7 @@ def test_only_so_many_answered_requests_are_remembered(monkeypatch: pytest.Monke
     device = serving()
     for name in ("r1", "r2", "r3"):
         device.do(ev.ResultSeen(ev.RequestKey("m", name, KEY.input)))
-    assert device.ask("r3", redelivered=True) == []
+    assert device.ask("r3", redelivered=True) == device.ask("r2", redelivered=True) == []
     assert only(ev.Decode, device.ask("r1", redelivered=True))
 
 

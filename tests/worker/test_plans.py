@@ -151,7 +151,9 @@ def test_an_announced_plan_makes_the_older_one_void_at_once() -> None:
 
 
 @pytest.mark.parametrize("announced", [False, True])
-@pytest.mark.parametrize("older", [header(4), header(5, coordinator="able")])
+@pytest.mark.parametrize(
+    "older", [header(4), header(5, coordinator="able"), header(5, "a", "b", "c", "d")]
+)
 def test_an_older_plan_is_ignored(older: PlanHeader, *, announced: bool) -> None:
     plans, current = serving(5)
     effects = plans.offer(older, announced=announced)

@@ -1,0 +1,664 @@
+"""The coordinator by scripted events: one decision each, with no broker, planner or clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent.coordinator import CoordinatorCore
+from agent.coordinator import events as ev
+from agent.coordinator.core import PREPARE_S, REMIND_S, SETTLE_S
+from agent.coordinator.membership import EXCLUDE_S
+from agent.wire.messages import (
+    Capacity,
+    Deploy,
+    ModelState,
+    PlanHeader,
+    Prepare,
+    Prepared,
+    Progress,
+    Remove,
+    Standby,
+    Status,
+)
+from agent.wire.model import ModelPackage
+from tests.builders import digest_of, only, ref
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CAPACITY = Capacity("cpu", 4, 4, 1 << 30, (), 1e9, 1e9, 1e-3, 1e7)
+PACKAGE = ModelPackage("m", ref("graph"), (), ref("manifest"))
+
+
+def computed(
+    devices: Iterable[str], *, used: Iterable[str] = (), model: str = "m", graph: str = "graph"
+) -> ev.Computed:
+    """Return what a planner makes for a fleet; `used` are the devices that get a part."""
+    fleet = frozenset(devices)
+    order = tuple(used) or tuple(sorted(fleet))
+    name = "+".join(order)
+    programs = {device: ref(f"{graph}: {device} of {name}") for device in order}
+    blobs = {device: {digest_of(f"segments of {name}"): 20} for device in order}
+    return ev.Computed(model, ev.ComputedPlan(fleet, order, programs, blobs, 12.5))
+
+
+class Boss:
+    """A coordinator core; the events that tests need most have methods of their own."""
+
+    def __init__(self, *deployments: tuple[ModelPackage, int]) -> None:
+        self.now = 0.0
+        self.core = CoordinatorCore("boss", deployments, self.now)
+        self.done: list[ev.Effect] = []
+
+    def do(self, event: ev.Event) -> list[ev.Effect]:
+        effects = self.core.handle(event, self.now)
+        self.done += effects
+        return effects
+
+    def online(
+        self, *devices: str, session: str = "1", capacity: Capacity = CAPACITY
+    ) -> list[ev.Effect]:
+        return [
+            effect
+            for device in devices
+            for effect in self.do(
+                ev.StatusSeen(Status(device, session, "online", capacity=capacity))
+            )
+        ]
+
+    def offline(self, device: str, session: str = "1") -> list[ev.Effect]:
+        return self.do(ev.StatusSeen(Status(device, session, "offline")))
+
+    def later(self, seconds: float) -> list[ev.Effect]:
+        self.now += seconds
+        return self.do(ev.Tick())
+
+    def deploy(self, package: ModelPackage = PACKAGE, reference: str = "1") -> list[ev.Effect]:
+        effects = self.do(ev.DeployAsked(Deploy("alice", reference, package)))
+        return effects + self.do(ev.Fetched(f"deploy/alice/{reference}"))
+
+    def prepared(self, device: str, epoch: int, reason: str = "") -> list[ev.Effect]:
+        message = Prepared(device, "m", epoch, not reason, reason)
+        return self.do(ev.PreparedSeen(message))
+
+    def serve(self, *devices: str, used: Iterable[str] = ()) -> PlanHeader:
+        """Bring the fleet to a plan that is announced; return its header."""
+        self.do(computed(devices, used=used))
+        header = offers(self.done)[-1]
+        effects = [e for device in header.devices for e in self.prepared(device, header.epoch)]
+        assert announced(effects) == [header]
+        return header
+
+
+def serving(*devices: str, used: Iterable[str] = (), spare: bool = True) -> Boss:
+    """Return a coordinator whose model is served, with the plans for each loss computed."""
+    boss = Boss()
+    boss.online(*devices)
+    boss.deploy()
+    boss.later(SETTLE_S)
+    header = boss.serve(*devices, used=used)
+    for lost in header.devices if spare and len(devices) > 1 else ():
+        boss.do(computed(set(devices) - {lost}))
+    boss.done.clear()
+    return boss
+
+
+def computes(effects: Iterable[ev.Effect]) -> list[list[str]]:
+    return [[m.device for m in compute.members] for compute in only(ev.ComputePlan, effects)]
+
+
+def tells(effects: Iterable[ev.Effect]) -> list[tuple[str, object]]:
+    return [(tell.device, tell.message) for tell in only(ev.Tell, effects)]
+
+
+def offers(effects: Iterable[ev.Effect]) -> list[PlanHeader]:
+    plans = [message.plan for _, message in tells(effects) if isinstance(message, Prepare)]
+    return [header for number, header in enumerate(plans) if header not in plans[:number]]
+
+
+def announced(effects: Iterable[ev.Effect]) -> list[PlanHeader]:
+    return [announce.header for announce in only(ev.Announce, effects)]
+
+
+def progress(effects: Iterable[ev.Effect]) -> list[Progress]:
+    messages = [message for device, message in tells(effects) if device == "alice"]
+    return [message for message in messages if isinstance(message, Progress)]
+
+
+def shown(boss: Boss) -> ModelState:
+    (state,) = only(ev.Show, boss.done)[-1].models
+    return state
+
+
+# Making plans -----------------------------------------------------------------------------------
+
+
+def test_a_deployment_waits_for_devices() -> None:
+    boss = Boss()
+    assert computes(boss.deploy()) == []
+    assert shown(boss).state == "waiting for devices"
+    assert computes(boss.online("a") + boss.later(SETTLE_S)) == [["a"]]
+    assert shown(boss).state == "planning"
+
+
+def test_a_plan_is_made_for_the_devices_that_are_there() -> None:
+    boss = Boss()
+    boss.online("b", "a", "c")
+    boss.offline("c")
+    (compute,) = only(ev.ComputePlan, boss.deploy())
+    assert compute.package == PACKAGE
+    assert [(m.device, m.session, m.capacity) for m in compute.members] == [
+        ("a", "1", CAPACITY),
+        ("b", "1", CAPACITY),
+    ]
+
+
+def test_a_plan_is_prepared_by_all_of_its_devices() -> None:
+    boss = Boss()
+    boss.online("a", "b")
+    boss.deploy()
+    effects = boss.do(computed("ab"))
+    told = [(device, message) for device, message in tells(effects) if device != "alice"]
+    (header,) = offers(effects)
+    assert told == [("a", Prepare(header)), ("b", Prepare(header))]
+    assert (header.epoch, header.coordinator, header.source) == (1, "boss", "boss")
+    assert (header.model, header.devices, header.joined) == ("m", ("a", "b"), ())
+    assert (header.manifest, header.predicted_ms) == (PACKAGE.manifest, 12.5)
+    assert announced(effects) == []
+
+
+def test_a_plan_is_announced_once_every_device_is_prepared() -> None:
+    boss = Boss()
+    boss.online("a", "b")
+    boss.deploy()
+    boss.do(computed("ab"))
+    assert announced(boss.prepared("b", 1) + boss.prepared("b", 1)) == []
+    assert shown(boss).state == "preparing"
+    assert announced(boss.prepared("a", 1)) == offers(boss.done)
+    assert shown(boss) == ModelState("m", "serving", 1, ("a", "b"))
+
+
+def test_the_epoch_is_saved_before_a_plan_is_offered() -> None:
+    boss = Boss()
+    boss.online("a")
+    boss.deploy()
+    effects = boss.do(computed("a"))
+    kinds = [type(effect) for effect in effects]
+    assert kinds.index(ev.Persist) < kinds.index(ev.Tell)
+    (persist,) = only(ev.Persist, effects)
+    assert persist.deployments == ((PACKAGE, 1),)
+    plan = computed("a").plan
+    wanted = {*PACKAGE.blobs(), plan.programs["a"].digest, *plan.blobs["a"]}
+    assert persist.blobs >= wanted
+
+
+def test_a_word_of_another_epoch_does_not_count() -> None:
+    boss = Boss()
+    boss.online("a")
+    boss.deploy()
+    boss.do(computed("a"))
+    assert boss.prepared("a", 7) == []
+    assert boss.prepared("a", 7, "no space left") == []
+    assert announced(boss.prepared("a", 1)) != []
+
+
+def test_one_plan_is_computed_at_a_time() -> None:
+    boss = Boss()
+    boss.online("a")
+    assert computes(boss.deploy()) == [["a"]]
+    assert computes(boss.online("b") + boss.later(SETTLE_S)) == []
+    # The result is for a fleet that is no more: another one is computed, and this one not offered.
+    effects = boss.do(computed("a"))
+    assert computes(effects) == [["a", "b"]]
+    assert offers(effects) == []
+
+
+def test_notes_of_the_planner_are_logged() -> None:
+    boss = Boss()
+    boss.online("a")
+    boss.deploy()
+    event = computed("a")
+    plan = ev.ComputedPlan(
+        event.plan.fleet, ("a",), event.plan.programs, event.plan.blobs, 1.0, ("c is too slow",)
+    )
+    logs = only(ev.Log, boss.do(ev.Computed("m", plan)))
+    assert ("info", "c is too slow") in [(log.level, log.text) for log in logs]
+
+
+def test_a_model_that_cannot_be_planned_is_refused_and_forgotten() -> None:
+    boss = Boss()
+    boss.online("a")
+    boss.deploy()
+    effects = boss.do(ev.ComputeFailed("m", frozenset("a"), "Loop is not supported"))
+    (last,) = progress(effects)
+    assert (last.done, last.ok, last.text) == (True, False, "Loop is not supported")
+    assert only(ev.Persist, effects)[-1].deployments == ()
+    assert only(ev.Show, effects)[-1].models == ()
+
+
+def test_a_model_that_is_served_stays_when_it_cannot_be_planned_anew() -> None:
+    boss = serving("a", "b", spare=False)
+    boss.do(ev.ComputeFailed("m", frozenset("b"), "too large"))
+    boss.do(ev.ComputeFailed("m", frozenset("a"), "too large"))
+    boss.offline("b")
+    effects = boss.do(ev.ComputeFailed("m", frozenset("a"), "too large"))
+    assert shown(boss).state == "cannot be planned: too large"
+    assert only(ev.Log, effects)[0].level == "error"
+    assert only(ev.Withdraw, effects) == []
+    assert computes(boss.online("c") + boss.later(SETTLE_S)) == [["a", "c"]]
+
+
+# Losses and joins -------------------------------------------------------------------------------
+
+
+def test_a_lost_device_is_planned_for_at_once() -> None:
+    boss = serving("a", "b", "c", spare=False)
+    boss.do(computed("bc"))
+    boss.do(computed("ac"))
+    effects = boss.offline("c")
+    assert computes(effects) == []  # the planner is busy with this very plan
+    assert [header.devices for header in offers(boss.do(computed("ab")))] == [("a", "b")]
+
+
+def test_a_plan_for_a_loss_that_was_computed_in_advance_is_offered_without_computing() -> None:
+    boss = serving("a", "b", "c")
+    effects = boss.offline("b")
+    assert computes(effects) == []
+    (header,) = offers(effects)
+    assert (header.devices, header.epoch, header.joined) == (("a", "c"), 2, ())
+    assert {device for device, _ in tells(effects)} == {"a", "c"}
+
+
+def test_plans_for_each_loss_are_computed_one_after_another() -> None:
+    boss = Boss()
+    boss.online("a", "b", "c")
+    boss.deploy()
+    boss.serve("a", "b", "c")
+    order = computes(boss.done)[1:]
+    while len(order) < 3:
+        order += computes(boss.do(computed(order[-1])))
+    assert sorted(order) == [["a", "b"], ["a", "c"], ["b", "c"]]
+    assert computes(boss.do(computed(order[-1]))) == []
+
+
+def test_what_a_loss_would_need_is_brought_to_the_devices() -> None:
+    boss = Boss()
+    boss.online("a", "b")
+    boss.deploy()
+    boss.serve("a", "b")
+    boss.do(computed("b"))
+    effects = boss.do(computed("a"))
+    standby = {d: message for d, message in tells(effects) if isinstance(message, Standby)}
+    for device in "ab":
+        plan = computed(device).plan
+        blobs = {blob.digest: blob.nbytes for blob in standby[device].blobs}
+        program = plan.programs[device]
+        assert blobs == {**plan.blobs[device], program.digest: program.nbytes}
+        assert standby[device].source == "boss"
+        assert only(ev.Persist, effects)[-1].blobs >= blobs.keys()
+
+
+def test_a_plan_for_a_loss_that_cannot_be_made_is_passed_over() -> None:
+    boss = serving("a", "b", spare=False)
+    effects = boss.do(ev.ComputeFailed("m", frozenset("b"), "too large"))
+    assert computes(effects) == [["a"]]
+    assert boss.core.handle(ev.Tick(), 100.0) == []
+
+
+def test_a_device_lost_while_it_prepares_is_planned_for_at_once() -> None:
+    boss = Boss()
+    boss.online("a", "b")
+    boss.deploy()
+    boss.do(computed("ab"))
+    boss.prepared("a", 1)
+    assert computes(boss.offline("b")) == [["a"]]
+    assert [header.epoch for header in offers(boss.do(computed("a")))] == [2]
+
+
+def test_a_device_that_started_anew_is_planned_for_at_once() -> None:
+    boss = serving("a", "b")
+    assert computes(boss.online("b", session="2")) == [["a", "b"]]
+    # The programs are the same, but this agent has lost them and the requests in flight.
+    (header,) = offers(boss.do(computed("ab")))
+    assert (header.epoch, header.joined) == (2, ("b",))
+
+
+def test_the_loss_of_a_device_outside_the_plan_changes_nothing() -> None:
+    boss = serving("a", "b", "c", used="ab")
+    assert computes(boss.offline("c")) == []
+    assert computes(boss.later(SETTLE_S)) == [["a", "b"]]
+    effects = boss.do(computed("ab"))
+    assert offers(effects) == []
+    assert announced(effects) == []
+    assert shown(boss) == ModelState("m", "serving", 1, ("a", "b"))
+
+
+def test_the_loss_of_all_devices_waits_for_new_ones() -> None:
+    boss = serving("a")
+    boss.offline("a")
+    assert shown(boss).state == "waiting for devices"
+    assert computes(boss.online("b") + boss.later(SETTLE_S)) == [["b"]]
+
+
+def test_a_join_is_acted_on_when_the_fleet_was_quiet() -> None:
+    boss = serving("a", "b")
+    assert computes(boss.online("c")) == []
+    assert computes(boss.later(SETTLE_S - 0.1)) == []
+    boss.online("d")
+    assert boss.core.next_timer() == boss.now + SETTLE_S
+    assert computes(boss.later(0.2)) == []
+    assert computes(boss.later(0.3)) == [["a", "b", "c", "d"]]
+
+
+def test_devices_that_joined_are_named_in_the_plan() -> None:
+    boss = serving("a", "b")
+    boss.online("c")
+    boss.later(SETTLE_S)
+    (header,) = offers(boss.do(computed("abc")))
+    assert header.joined == ("c",)
+
+
+def test_a_joined_device_does_not_disturb_while_the_plan_is_made() -> None:
+    boss = serving("a", "b")
+    boss.online("c")
+    boss.later(SETTLE_S)
+    assert announced(boss.done) == []
+    assert shown(boss) == ModelState("m", "planning", 1, ("a", "b"))
+    boss.serve("a", "b", "c")
+    assert shown(boss) == ModelState("m", "serving", 2, ("a", "b", "c"))
+
+
+def test_a_plan_that_comes_out_the_same_is_not_announced_again() -> None:
+    boss = serving("a", "b")
+    boss.online("c")
+    boss.later(SETTLE_S)
+    effects = boss.do(computed("abc", used="ab"))
+    assert offers(effects) == []
+    assert announced(effects) == []
+    assert shown(boss) == ModelState("m", "serving", 1, ("a", "b"))
+
+
+def test_capacity_noise_does_not_plan_again() -> None:
+    boss = serving("a", "b")
+    boss.online("a", capacity=msgspec.structs.replace(CAPACITY, flops_per_s=1.4e9))
+    assert computes(boss.later(SETTLE_S)) == []
+    boss.online("a", capacity=msgspec.structs.replace(CAPACITY, flops_per_s=1.6e9))
+    assert computes(boss.later(SETTLE_S)) == [["a", "b"]]
+
+
+def test_statuses_of_coordinators_are_ignored() -> None:
+    boss = serving("a", "b")
+    for state in ("online", "offline"):
+        status = Status("b", "1", "online", role="coordinator", capacity=CAPACITY)
+        assert boss.do(ev.StatusSeen(msgspec.structs.replace(status, state=state))) == []
+    assert boss.core.next_timer() is None
+
+
+def test_an_old_will_does_not_remove_a_new_birth() -> None:
+    boss = serving("a", "b")
+    boss.online("b", session="2")
+    boss.serve("a", "b")
+    assert boss.offline("b", session="1") == []
+    assert computes(boss.later(SETTLE_S)) == []
+
+
+# Devices that cannot ----------------------------------------------------------------------------
+
+
+def test_a_device_that_cannot_prepare_is_held_back_and_tried_again() -> None:
+    boss = Boss()
+    boss.online("a", "b")
+    boss.deploy()
+    boss.do(computed("ab"))
+    effects = boss.prepared("b", 1, "out of memory")
+    assert computes(effects) == [["a"]]
+    assert "b cannot serve: out of memory" in [p.text for p in progress(effects)]
+    assert only(ev.Log, effects)[0].level == "error"
+    assert announced(boss.prepared("a", 1)) == []
+    boss.serve("a")
+    boss.later(SETTLE_S)
+    assert boss.core.next_timer() == EXCLUDE_S
+    assert computes(boss.later(EXCLUDE_S - boss.now - 0.1)) == []
+    assert computes(boss.later(0.1)) == [["a", "b"]]
+
+
+def preparing() -> Boss:
+    """Return a coordinator that waits for b; a is prepared."""
+    boss = Boss()
+    boss.online("a", "b")
+    boss.deploy()
+    boss.later(SETTLE_S)
+    boss.do(computed("ab"))
+    boss.prepared("a", 1)
+    return boss
+
+
+def test_a_device_that_prepares_is_reminded() -> None:
+    boss = preparing()
+    assert boss.core.next_timer() == boss.now + REMIND_S
+    for _ in range(3):
+        assert tells(boss.later(REMIND_S)) == [("b", Prepare(offers(boss.done)[0]))]
+        assert boss.core.next_timer() == boss.now + REMIND_S
+    assert len(offers(boss.done)) == 1
+    assert announced(boss.prepared("b", 1)) == offers(boss.done)
+    assert boss.later(REMIND_S) == []
+
+
+def test_a_device_that_is_held_back_wakes_the_coordinator_when_it_may_return() -> None:
+    boss = preparing()
+    boss.prepared("b", 1, "out of memory")
+    assert boss.core.next_timer() == boss.now + EXCLUDE_S
+
+
+def test_a_device_that_prepares_for_too_long_is_held_back() -> None:
+    boss = preparing()
+    end = boss.now + PREPARE_S
+    while boss.now < end - REMIND_S:
+        assert computes(boss.later(REMIND_S)) == []
+    effects = boss.later(REMIND_S)
+    assert computes(effects) == [["a"]]
+    assert ("warning", "b prepares for too long") in [
+        (log.level, log.text) for log in only(ev.Log, effects)
+    ]
+    assert announced(boss.prepared("b", 1)) == []
+    assert [header.epoch for header in offers(boss.do(computed("a")))] == [2]
+
+
+def test_after_a_tick_no_timer_is_due() -> None:
+    boss = Boss((PACKAGE, 3))
+    assert boss.core.next_timer() == SETTLE_S
+    for _ in range(4):
+        due = boss.core.next_timer()
+        if due is None:
+            break
+        boss.later(due - boss.now)
+        after = boss.core.next_timer()
+        assert after is None or after > boss.now
+    assert boss.core.next_timer() is None
+
+
+# Restart and epochs -----------------------------------------------------------------------------
+
+
+def restarted(header: PlanHeader, *devices: str, epoch: int | None = None) -> Boss:
+    boss = Boss((PACKAGE, header.epoch if epoch is None else epoch))
+    boss.online(*devices)
+    boss.do(ev.HeaderSeen(header))
+    boss.later(SETTLE_S)
+    return boss
+
+
+def plan_of(*devices: str, epoch: int, coordinator: str = "boss") -> PlanHeader:
+    plan = computed(devices).plan
+    return PlanHeader(
+        epoch=epoch,
+        coordinator=coordinator,
+        model="m",
+        digest=digest_of(f"plan {epoch}"),
+        devices=plan.devices,
+        programs=plan.programs,
+        manifest=PACKAGE.manifest,
+        source=coordinator,
+    )
+
+
+def test_a_restart_adopts_the_retained_plan_and_does_not_announce_an_equal_one() -> None:
+    boss = restarted(plan_of("a", "b", epoch=5), "a", "b")
+    assert computes(boss.done) == [["a", "b"]]
+    effects = boss.do(computed("ab"))
+    assert offers(effects) == []
+    assert announced(effects) == []
+    assert shown(boss) == ModelState("m", "serving", 5, ("a", "b"))
+
+
+def test_after_a_restart_another_plan_gets_a_higher_epoch() -> None:
+    boss = restarted(plan_of("a", "b", epoch=5), "a", "b", "c")
+    assert [header.epoch for header in offers(boss.do(computed("abc")))] == [6]
+
+
+def test_epochs_go_on_from_the_highest_that_was_saved_or_seen() -> None:
+    for saved, retained in ((9, 5), (5, 9)):
+        boss = restarted(plan_of("a", "b", epoch=retained), "a", "b", "c", epoch=saved)
+        assert [header.epoch for header in offers(boss.do(computed("abc")))] == [10]
+
+
+def test_the_plan_of_another_coordinator_is_taken_over_with_a_higher_epoch() -> None:
+    # Its programs are its own blobs: they are offered anew, from here.
+    boss = restarted(plan_of("a", "b", epoch=5, coordinator="other"), "a", "b")
+    (header,) = offers(boss.do(computed("ab")))
+    assert (header.epoch, header.coordinator, header.source) == (6, "boss", "boss")
+
+
+def test_an_older_header_is_ignored() -> None:
+    boss = serving("a", "b")
+    boss.do(ev.HeaderSeen(plan_of("a", epoch=1, coordinator="anna")))
+    boss.online("c")
+    boss.later(SETTLE_S)
+    (header,) = offers(boss.do(computed("abc")))
+    assert (header.epoch, header.joined) == (2, ("c",))
+
+
+def test_a_header_of_an_unknown_model_is_logged() -> None:
+    boss = Boss()
+    assert [log.level for log in only(ev.Log, boss.do(ev.HeaderSeen(plan_of("a", epoch=1))))] == [
+        "warning"
+    ]
+
+
+def test_epochs_only_grow() -> None:
+    boss = serving("a", "b", "c")
+    boss.offline("c")
+    boss.prepared("a", 2, "out of memory")
+    boss.do(computed("b"))
+    boss.online("c", session="2")
+    boss.later(SETTLE_S)
+    boss.do(computed("bc"))
+    epochs = [header.epoch for header in offers(boss.done)]
+    assert len(epochs) >= 3
+    assert epochs == sorted(set(epochs))
+
+
+# Clients ----------------------------------------------------------------------------------------
+
+
+def test_a_deploy_fetches_the_model_from_its_client() -> None:
+    boss = Boss()
+    effects = boss.do(ev.DeployAsked(Deploy("alice", "7", PACKAGE)))
+    assert only(ev.Fetch, effects) == [ev.Fetch("deploy/alice/7", PACKAGE.blobs(), "alice")]
+    (first,) = progress(effects)
+    assert (first.reference, first.text, first.done) == ("7", "fetching the model", False)
+
+
+def test_the_progress_of_a_deploy_reaches_its_client() -> None:
+    boss = Boss()
+    boss.online("a")
+    boss.do(ev.DeployAsked(Deploy("alice", "7", PACKAGE)))
+    (half,) = progress(boss.do(ev.Fetching("deploy/alice/7", 0.5)))
+    assert (half.reference, half.fraction, half.done) == ("7", 0.5, False)
+    boss.do(ev.Fetched("deploy/alice/7"))
+    assert [p.text for p in progress(boss.do(computed("a")))] == ["preparing on a"]
+    (last,) = progress(boss.prepared("a", 1))
+    assert (last.reference, last.done, last.ok, last.fraction) == ("7", True, True, 1.0)
+    assert last.plan == announced(boss.done)[0]
+
+
+def test_a_fetch_that_fails_reaches_the_client() -> None:
+    boss = Boss()
+    boss.do(ev.DeployAsked(Deploy("alice", "7", PACKAGE)))
+    (last,) = progress(boss.do(ev.FetchFailed("deploy/alice/7", "the disk is full")))
+    assert (last.reference, last.done, last.ok) == ("7", True, False)
+    assert last.text == "the disk is full"
+    assert only(ev.Show, boss.done) == []
+
+
+def test_events_of_an_unknown_fetch_do_nothing() -> None:
+    boss = Boss()
+    for event in (ev.Fetched("x"), ev.Fetching("x", 0.1), ev.FetchFailed("x", "gone")):
+        assert boss.do(event) == []
+
+
+def test_the_same_package_again_is_done_at_once() -> None:
+    boss = serving("a", "b")
+    effects = boss.deploy(reference="2")
+    assert computes(effects) == []
+    assert offers(effects) == []
+    last = progress(effects)[-1]
+    assert (last.reference, last.done, last.ok) == ("2", True, True)
+    assert last.plan is not None
+    assert last.plan.epoch == 1
+
+
+def test_both_clients_that_deploy_one_package_are_told() -> None:
+    boss = Boss()
+    boss.online("a")
+    boss.deploy(reference="1")
+    boss.deploy(reference="2")
+    boss.do(computed("a"))
+    header = offers(boss.done)[-1]
+    done = [p.reference for p in progress(boss.prepared("a", header.epoch)) if p.done]
+    assert sorted(done) == ["1", "2"]
+
+
+def test_another_package_of_the_name_takes_its_place_with_a_higher_epoch() -> None:
+    boss = serving("a", "b")
+    newer = msgspec.structs.replace(PACKAGE, graph=ref("better"), manifest=ref("better manifest"))
+    (compute,) = only(ev.ComputePlan, boss.deploy(newer, "2"))
+    assert compute.package == newer
+    (header,) = offers(boss.do(computed("ab", graph="better")))
+    assert (header.epoch, header.manifest) == (2, newer.manifest)
+
+
+def test_a_model_is_removed() -> None:
+    boss = serving("a", "b")
+    effects = boss.do(ev.RemoveAsked(Remove("alice", "9", "m")))
+    assert only(ev.Withdraw, effects) == [ev.Withdraw("m")]
+    assert only(ev.Persist, effects) == [ev.Persist((), frozenset())]
+    assert [(p.reference, p.done, p.ok) for p in progress(effects)] == [("9", True, True)]
+    assert only(ev.Show, effects)[-1].models == ()
+    assert computes(boss.offline("b") + boss.later(SETTLE_S)) == []
+
+
+def test_what_was_under_way_for_a_removed_model_is_dropped() -> None:
+    boss = serving("a", "b")
+    boss.do(ev.RemoveAsked(Remove("alice", "9", "m")))
+    assert boss.do(computed("ab")) == []
+    assert boss.do(ev.ComputeFailed("m", frozenset("ab"), "late")) == []
+    assert boss.prepared("a", 1) == []
+
+
+def test_removing_an_unknown_model_is_refused() -> None:
+    boss = serving("a")
+    effects = boss.do(ev.RemoveAsked(Remove("alice", "9", "other")))
+    assert [(p.done, p.ok, p.text) for p in progress(effects)] == [(True, False, "no such model")]
+    assert only(ev.Withdraw, effects) == []
+
+
+def test_models_are_planned_independently() -> None:
+    boss = serving("a", "b")
+    other = ModelPackage("other", ref("graph 2"), (), ref("manifest 2"))
+    assert computes(boss.deploy(other, "2")) == [["a", "b"]]
+    effects = boss.do(computed("ab", model="other"))
+    assert [(header.model, header.epoch) for header in offers(effects)] == [("other", 1)]
+    assert [model.state for model in only(ev.Show, effects)[-1].models] == ["serving", "preparing"]

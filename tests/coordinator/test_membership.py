@@ -1,0 +1,123 @@
+"""Who is in the fleet, as statuses and last wills tell it."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from agent.coordinator.membership import CHANGED_RATIO, EXCLUDE_S, Membership
+from agent.wire.messages import Capacity, Health, Status
+
+CAPACITY = Capacity("cpu", 4, 4, 1 << 30, (), 1e9, 1e9, 1e-3, 1e7)
+
+
+def status(device: str, session: str = "1", **changes: object) -> Status:
+    online = Status(device, session, "online", capacity=CAPACITY)
+    return msgspec.structs.replace(online, **changes)
+
+
+def slower(ratio: float) -> Capacity:
+    return msgspec.structs.replace(CAPACITY, flops_per_s=CAPACITY.flops_per_s / ratio)
+
+
+def present(members: Membership, now: float = 0.0) -> list[tuple[str, str]]:
+    return [(member.device, member.session) for member in members.candidates("m", now)]
+
+
+def test_devices_that_are_online_are_members_in_order() -> None:
+    members = Membership()
+    assert members.see(status("b"))
+    assert members.see(status("a"))
+    assert present(members) == [("a", "1"), ("b", "1")]
+
+
+def test_a_device_without_a_capacity_is_no_member_yet() -> None:
+    members = Membership()
+    assert not members.see(status("a", capacity=None))
+    assert present(members) == []
+
+
+def test_a_coordinator_is_no_member() -> None:
+    members = Membership()
+    assert not members.see(status("a", role="coordinator"))
+    members.see(status("b"))
+    assert not members.see(status("b", role="coordinator", state="offline"))
+    assert present(members) == [("b", "1")]
+
+
+def test_a_last_will_removes_its_device() -> None:
+    members = Membership()
+    members.see(status("a"))
+    assert members.see(status("a", state="offline", capacity=None))
+    assert present(members) == []
+    assert not members.see(status("a", state="offline", capacity=None))
+
+
+def test_an_old_will_does_not_remove_a_new_birth() -> None:
+    members = Membership()
+    members.see(status("a", "1"))
+    assert members.see(status("a", "2"))
+    assert not members.see(status("a", "1", state="offline", capacity=None))
+    assert present(members) == [("a", "2")]
+
+
+def test_the_same_status_again_changes_nothing() -> None:
+    members = Membership()
+    members.see(status("a"))
+    assert not members.see(status("a", plans={"m": 3}, health=Health(1.0, 1, 1)))
+
+
+@pytest.mark.parametrize("field", ["flops_per_s", "link_bytes_per_s"])
+@pytest.mark.parametrize("up", [True, False])
+def test_noise_of_the_measurement_changes_nothing(field: str, *, up: bool) -> None:
+    def measured(ratio: float) -> Status:
+        rate = getattr(CAPACITY, field)
+        changed = rate * ratio if up else rate / ratio
+        return status("a", capacity=msgspec.structs.replace(CAPACITY, **{field: changed}))
+
+    members = Membership()
+    members.see(status("a"))
+    assert not members.see(measured(CHANGED_RATIO - 0.01))
+    assert members.candidates("m", 0.0)[0].capacity == CAPACITY
+    assert members.see(measured(CHANGED_RATIO + 0.01))
+
+
+def test_a_slow_drift_counts_from_what_plans_were_made_with() -> None:
+    members = Membership()
+    members.see(status("a"))
+    assert not members.see(status("a", capacity=slower(1.4)))
+    assert members.see(status("a", capacity=slower(1.6)))
+
+
+def test_another_memory_limit_counts_at_once() -> None:
+    members = Membership()
+    members.see(status("a"))
+    limited = msgspec.structs.replace(CAPACITY, memory_limit_bytes=1 << 20)
+    assert members.see(status("a", capacity=limited))
+
+
+def test_a_device_that_is_held_back_returns_after_a_while() -> None:
+    members = Membership()
+    members.see(status("a"))
+    members.see(status("b"))
+    members.exclude("m", "a", 10.0)
+    assert present(members, 10.0 + EXCLUDE_S - 0.1) == [("b", "1")]
+    assert members.next_return(10.0) == 10.0 + EXCLUDE_S
+    assert present(members, 10.0 + EXCLUDE_S) == [("a", "1"), ("b", "1")]
+    assert members.next_return(10.0 + EXCLUDE_S) is None
+
+
+def test_a_device_is_held_back_from_one_model_only() -> None:
+    members = Membership()
+    members.see(status("a"))
+    members.exclude("other", "a", 0.0)
+    assert present(members) == [("a", "1")]
+    assert members.candidates("other", 0.0) == ()
+
+
+def test_the_next_return_is_the_earliest() -> None:
+    members = Membership()
+    assert members.next_return(0.0) is None
+    members.exclude("m", "a", 5.0)
+    members.exclude("m", "b", 1.0)
+    assert members.next_return(2.0) == 1.0 + EXCLUDE_S

@@ -1,0 +1,270 @@
+"""What breaks in the field: agents, coordinator and broker killed while requests are on their way."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from agent.adapters.fleet import ProcessFleet
+from agent.packaging import package_model
+from agent.wire.messages import Control, PlanHeader, Standby, decode_answer, decode_json
+from tests.conftest import need_mosquitto
+from tests.field.support import (
+    WAIT_S,
+    Field,
+    Message,
+    Mqtt,
+    Reference,
+    answers,
+    field_of,
+    picture,
+    statuses_of,
+    wait_until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.field
+
+REQUESTS = 12
+WINDOW = 6
+KILOBYTES = 200_000  # far below any model's weights, far above a plan's graphs
+
+
+@pytest.fixture(scope="module")
+def struck(tmp_path_factory: pytest.TempPathFactory, defects: Reference) -> Iterator[Field]:
+    """Three agents on a broker of their own, for these tests to harm."""
+    need_mosquitto()
+    folder = tmp_path_factory.mktemp("struck")
+    with ProcessFleet(folder, 3) as fleet:
+        field = field_of(fleet, folder)
+        field.wait_online()
+        field.deploy(defects)
+        yield field
+
+
+@pytest.fixture
+def field(struck: Field, defects: Reference) -> Field:
+    """The fleet, whole again whatever the test before has killed."""
+    struck.restart("coordinator", *struck.fleet.names)
+    struck.wait_for_plan(defects.name, struck.fleet.names)
+    return struck
+
+
+def plan_of(field: Field, model: Reference) -> PlanHeader:
+    plan = field.plan(model.name)
+    assert plan is not None
+    return plan
+
+
+def new_ids(count: int) -> list[str]:
+    """Return request ids that no other test uses."""
+    return [f"r-{uuid4().hex[:12]}" for _ in range(count)]
+
+
+def stream(
+    field: Field, model: Reference, user: Mqtt, act: Callable[[], None], *, window: int
+) -> dict[str, Message]:
+    """Send requests, `window` at a time, and `act` once the first is answered.
+
+    Checks that each has one answer, that of a single device, and returns them.
+    """
+    sent = dict(zip(new_ids(REQUESTS), (picture(n) for n in range(REQUESTS)), strict=True))
+    acted = False
+    for number, (name, payload) in enumerate(sent.items()):
+        user.wait_for(number + 1 - window)
+        if number >= window and not acted:
+            acted = True
+            act()
+        user.publish(field.topics.infer(model.name, name, tensors=True), payload)
+    if not acted:
+        user.wait_for(1)
+        act()
+    user.wait_for(REQUESTS)
+    # What comes after this one's answer is no second answer to the others.
+    (last,) = new_ids(1)
+    user.publish(field.topics.infer(model.name, last, tensors=True), picture(0))
+    user.wait_for(1, last)
+    told = answers(user.messages)
+    del told[last]
+    assert sorted(told) == sorted(sent)
+    for name, (answer, *more) in told.items():
+        assert not more, name
+        model.check(answer, sent[name])
+    return {message.request: message for message in user.messages if message.request != last}
+
+
+@pytest.mark.parametrize("rank", [0, 1], ids=["the answering agent", "another agent"])
+def test_a_killed_agent_costs_no_answer(field: Field, defects: Reference, rank: int) -> None:
+    before = plan_of(field, defects)
+    victim = before.devices[rank]
+    with field.mqtt(field.topics.result(defects.name, "+")) as user:
+        told = stream(
+            field, defects, user, lambda: field.fleet.kill(victim), window=REQUESTS
+        )
+    # All were sent before the kill; those that were not answered yet were finished without it.
+    assert any(victim not in decode_answer(m.payload).devices for m in told.values())
+    rest = set(field.fleet.names) - {victim}
+    field.wait_for_plan(defects.name, rest, newer_than=before.epoch)
+    assert field.statuses()[victim].state == "offline"
+
+
+def test_an_agent_that_comes_back_is_used_and_fetches_no_weights_again(
+    field: Field, defects: Reference
+) -> None:
+    victim = plan_of(field, defects).devices[-1]
+    field.fleet.kill(victim)
+    rest = set(field.fleet.names) - {victim}
+    without = field.wait_for_plan(defects.name, rest)
+    with field.mqtt(field.topics.blob("+")) as listener:
+        field.restart(victim)
+        field.wait_for_plan(defects.name, field.fleet.names, newer_than=without.epoch)
+        answer = field.infer(defects, picture(1))
+        shipped = {message.request for message in listener.messages}
+    assert victim in answer.devices
+    assert not shipped & defects.weights.keys()
+
+
+def test_a_new_plan_after_a_loss_ships_kilobytes(field: Field, vgg: Reference) -> None:
+    package = package_model(vgg.path, "lost")
+    topics = (field.topics.inbox("+"), field.topics.blob("+"), field.topics.plan("lost"))
+    with field.mqtt(*topics) as listener, field.client() as client:
+        before = client.deploy(package.package, package.blobs)
+        # The head's weights are brought to the others in advance, for the loss of its device.
+        standby = listener.wait(
+            lambda seen: standbys(seen, "lost", before.devices), "what is to be kept ready"
+        )
+        for device, blobs in standby.items():
+            folder = field.folder / device / "blobs"
+            wait_until(
+                lambda folder=folder, blobs=blobs: all((folder / d).exists() for d in blobs),  # type: ignore[misc]
+                f"{device} to have them",
+            )
+        first = len(listener.messages)
+        victim = before.devices[0]
+        field.fleet.kill(victim)
+        rest = set(field.fleet.names) - {victim}
+        field.wait_for_plan("lost", rest, newer_than=before.epoch)
+        vgg.check(client.infer("lost", picture(2), tensors=True), picture(2))
+        client.remove("lost")
+    # What follows the plan's header is for the loss of yet another device, and delays nobody.
+    later = listener.messages[first:]
+    announced = next(n for n, message in enumerate(later) if message.topic.endswith("/plan"))
+    shipped = [message for message in later[:announced] if "/blob/" in message.topic]
+    assert sum(len(message.payload) for message in shipped) < KILOBYTES
+    assert vgg.weight_bytes > 100 * KILOBYTES
+
+
+def standbys(
+    messages: list[Message], model: str, devices: tuple[str, ...]
+) -> dict[str, list[str]] | None:
+    """Return what each device was told to keep ready, once all were."""
+    found: dict[str, list[str]] = {}
+    for message in messages:
+        if not message.topic.endswith("/inbox"):
+            continue
+        control = decode_json(message.payload, Control)
+        if isinstance(control, Standby) and control.model == model:
+            found[message.topic.split("/")[-2]] = [ref.digest for ref in control.blobs]
+    return found if found.keys() == set(devices) else None
+
+
+def test_an_agent_leaves_on_sigterm_and_loses_no_request(field: Field, defects: Reference) -> None:
+    before = plan_of(field, defects)
+    leaving = before.devices[0]
+    process = field.fleet.processes.pop(leaving)
+    with field.mqtt(field.topics.result(defects.name, "+")) as user:
+        stream(field, defects, user, process.terminate, window=WINDOW)
+    assert process.wait(WAIT_S) == 0, field.log(leaving)
+    assert field.statuses()[leaving].state == "offline"
+    rest = set(field.fleet.names) - {leaving}
+    field.wait_for_plan(defects.name, rest, newer_than=before.epoch)
+
+
+def test_without_its_coordinator_the_fleet_serves_and_it_comes_back_to_the_same_plan(
+    field: Field, defects: Reference
+) -> None:
+    before = plan_of(field, defects)
+    with field.mqtt(field.topics.plan("+"), field.topics.status("coordinator")) as listener:
+        field.fleet.kill("coordinator")
+        wait_until(
+            lambda: statuses_of(listener.messages, "coordinator")[-1].state == "offline",
+            "the coordinator's last will",
+        )
+        field.infer(defects, picture(3))
+        field.restart("coordinator")
+        # It has looked at the fleet and at its deployments once it says that it serves them.
+        wait_until(
+            lambda: any(
+                (model.name, model.state) == (defects.name, "serving")
+                for model in statuses_of(listener.messages, "coordinator")[-1].models
+            ),
+            "the coordinator to serve again",
+        )
+        assert field.infer(defects, picture(4)).epoch == before.epoch
+        headers = [m for m in listener.messages if m.topic == field.topics.plan(defects.name)]
+    assert {decode_json(m.payload, PlanHeader).epoch for m in headers} == {before.epoch}
+    assert plan_of(field, defects) == before
+
+
+def test_a_loss_while_the_coordinator_is_away_is_mended_when_it_returns(
+    field: Field, defects: Reference
+) -> None:
+    before = plan_of(field, defects)
+    victim = before.devices[1]
+    (name,) = new_ids(1)
+    with field.mqtt(field.topics.result(defects.name, "+")) as user:
+        field.fleet.kill("coordinator")
+        field.fleet.kill(victim)
+        # It cannot be finished without the victim: it waits for a plan, as all clients do.
+        user.publish(field.topics.infer(defects.name, name, tensors=True), picture(5))
+        field.fleet.start("coordinator")
+        (message,) = user.wait_for(1, name)
+    answer = decode_answer(message.payload)
+    defects.check(answer, picture(5))
+    assert victim not in answer.devices
+    rest = set(field.fleet.names) - {victim}
+    field.wait_for_plan(defects.name, rest, newer_than=before.epoch)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+def test_the_fleet_outlives_its_broker(
+    field: Field, defects: Reference, how: signal.Signals
+) -> None:
+    before = field.statuses()
+    restart_broker(field, how)
+    # A broker that was killed has lost what was retained: all of it is published anew.
+    with field.mqtt(field.topics.status("+"), field.topics.plan("+")) as listener:
+        for device, status in before.items():
+            listener.wait(
+                lambda seen, device=device, session=status.session: any(  # type: ignore[misc]
+                    (told.session, told.state) == (session, "online")
+                    for told in statuses_of(seen, device)[-1:]
+                ),
+                f"{device} to be back",
+            )
+        listener.wait_for(1, "/plan")
+    field.wait_for_plan(defects.name, field.fleet.names)
+    field.infer(defects, picture(6))
+    field.fleet.check()
+
+
+def restart_broker(field: Field, how: signal.Signals) -> None:
+    """End Mosquitto and start it again with the same port, configuration and state."""
+    broker = field.broker
+    old = broker._process
+    old.send_signal(how)
+    old.wait(WAIT_S)
+    if how == signal.SIGKILL:
+        # What an earlier test's broker saved is not there after a power cut in the field.
+        (broker.log.parent / "mosquitto.db").unlink(missing_ok=True)
+    with broker.log.open("ab") as log:
+        broker._process = subprocess.Popen(
+            old.args, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    assert broker._accepts()
