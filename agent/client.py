@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from agent.adapters.mqtt import Connected, Disconnected, Link, Received
+from agent.adapters.mqtt import HANDSHAKE_S, Connected, Disconnected, Link, Received
 from agent.adapters.store import MemoryBlobs
 from agent.config import BrokerConfig, Config
 from agent.errors import BrokerError, FleetError, WireError
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from agent.wire.model import ModelPackage
 
 QUIET_S = 0.4
-ACCEPT_S = 10.0
 DEPLOY_SILENCE_S = 120.0
 
 
@@ -70,12 +69,15 @@ class Client:
 
     def __enter__(self) -> Self:
         self._link.connect()
-        deadline = time.monotonic() + ACCEPT_S
+        opened = time.monotonic()
+        # Ends: taking the events raises once every version of the protocol has failed.
         while not self._link.connected:
-            if time.monotonic() > deadline:
-                raise BrokerError("the broker accepts the connection but does not answer")
+            if time.monotonic() - opened > HANDSHAKE_S:
+                self._link.abandon()
+            self._take_events()
             if self._link.socket is None:
                 self._link.connect()
+                opened = time.monotonic()
             self._pump(0.1)
         return self
 
@@ -315,6 +317,9 @@ class Client:
         if writable:
             self._link.write()
         self._link.keep_alive()
+        self._take_events()
+
+    def _take_events(self) -> None:
         while self._link.events:
             event = self._link.events.popleft()
             if isinstance(event, Received):

@@ -111,8 +111,8 @@ class LocalFleet:
                 post(ev.PlanRead(plan, loaded.program, None))
             case ev.Load(plan):
                 post(ev.Loaded(plan))
-            case ev.Decode(key):
-                post(ev.Decoded(key, self._image, 0.0))
+            case ev.Decode(key, plan):
+                post(ev.Decoded(key, plan, self._image, 0.0))
             case ev.Run(key, plan, step, inputs):
                 arrays = loaded.run(step, inputs)
                 post(ev.StepFinished(key, plan, step, arrays, 0.0, 0.0))

@@ -36,7 +36,7 @@ def gather(region: Region, dtype: str, pieces: Sequence[Held]) -> NDArray[Any]:
     A piece's data is an array, the bytes of one, or an `Image`. Without need nothing is copied.
     """
     if len(pieces) == 1:
-        return np.ascontiguousarray(_view(pieces[0], region, dtype))
+        return np.asarray(_view(pieces[0], region, dtype), order="C")
     assembled = np.empty(shape_of(region), np.dtype(dtype))
     for piece in pieces:
         common = intersect(piece.region, region)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from agent.config import BrokerConfig
 
 CONNECT_TIMEOUT_S = 5.0
+# From the open connection (of TLS, too) to the broker's answer: one round trip.
+HANDSHAKE_S = 3.0
 SESSION_S = 60
 VERSIONS = 2
 SEND_BUFFER_BYTES = 4 << 20
@@ -170,6 +172,13 @@ class Link:
         sock = client.socket()
         if sock is not None:
             sock.close()
+
+    def abandon(self) -> None:
+        """End a connection that the broker does not answer; the next one speaks another version.
+
+        Some brokers that know no MQTT 5 neither refuse it nor hang up.
+        """
+        self._lost("the broker accepts the connection but does not answer")
 
     def read(self) -> None:
         """Take what the socket has; events follow."""

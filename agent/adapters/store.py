@@ -97,6 +97,17 @@ class BlobStore:
                 self.discard(digest)
             return {digest: size for digest, size in blobs.items() if digest not in self._sizes}
 
+    def check_room(self, blobs: Mapping[str, int]) -> None:
+        """Check that `blobs` (digest to size) fit beside those that are pinned.
+
+        Raises:
+            StoreError: if they do not, before any of their bytes has travelled.
+        """
+        with self._lock:
+            pinned = (size for d, size in self._sizes.items() if d in self._pinned - blobs.keys())
+            if sum(blobs.values()) + sum(pinned) > self._limit:
+                raise self._full(sum(blobs.values()))
+
     def pin(self, digests: Iterable[str]) -> None:
         """Make `digests` the set of blobs that are never evicted."""
         self._pinned = set(digests)
@@ -158,7 +169,7 @@ class BlobStore:
         path = self._folder / digest
         try:
             os.utime(path)
-            if digest not in self._verified:
+            if path.stat().st_size != self._sizes[digest] or digest not in self._verified:
                 with path.open("rb") as file:
                     found = file_digest(file, "sha256").hexdigest()
                 if found != digest:
@@ -184,16 +195,19 @@ class BlobStore:
     def _make_room(self, nbytes: int) -> None:
         excess = self.used_bytes + nbytes - self._limit
         evictable = [digest for digest in self._sizes if digest not in self._pinned]
+        if excess > sum(self._sizes[digest] for digest in evictable):
+            raise self._full(nbytes)
         for digest in evictable:
             if excess <= 0:
                 break
             excess -= self._sizes[digest]
             self.discard(digest)
-        if excess > 0:
-            raise StoreError(
-                f"the store {self._folder} is full: {nbytes} bytes more would pass its limit of "
-                f"{self._limit} bytes and everything in it is in use; raise store.limit_mb"
-            )
+
+    def _full(self, nbytes: int) -> StoreError:
+        return StoreError(
+            f"the store {self._folder} is full: {nbytes} bytes more would pass its limit of "
+            f"{self._limit} bytes and everything in it is in use; raise store.limit_mb"
+        )
 
 
 class MemoryBlobs:
@@ -208,6 +222,9 @@ class MemoryBlobs:
     def missing(self, blobs: Mapping[str, int]) -> dict[str, int]:
         """Return those of `blobs` (digest to size) that are not here."""
         return {digest: size for digest, size in blobs.items() if digest not in self._blobs}
+
+    def check_room(self, blobs: Mapping[str, int]) -> None:
+        """Nothing is too large."""
 
     def put(self, digest: str, content: Content) -> None:
         """Verify and keep a blob.

@@ -61,6 +61,7 @@ class CoordinatorCore:
             package.name: Deployment(package, epoch) for package, epoch in deployments
         }
         self._deploys: dict[str, Deploy] = {}
+        self._retired: dict[str, int] = {}
         self._settle_at: float | None = now + SETTLE_S
 
     def next_timer(self) -> float | None:
@@ -105,7 +106,8 @@ class CoordinatorCore:
 
     def _has_lost(self, deployment: Deployment, now: float) -> bool:
         header = deployment.offered or deployment.current
-        if header is None:
+        # Of a plan from an earlier life, a device that was not heard of yet is not lost.
+        if header is None or not deployment.planned:
             return False
         sessions = self._sessions(deployment, now)
         return any(
@@ -121,7 +123,7 @@ class CoordinatorCore:
         members = self._members.candidates(deployment.package.name, now)
         return {member.device: member.session for member in members}
 
-    def _header_seen(self, event: ev.HeaderSeen, _now: float) -> list[Effect]:
+    def _header_seen(self, event: ev.HeaderSeen, now: float) -> list[Effect]:
         header = event.header
         deployment = self._deployments.get(header.model)
         if deployment is None:
@@ -130,6 +132,8 @@ class CoordinatorCore:
         if header.order > newest:
             deployment.epoch = max(deployment.epoch, header.epoch)
             deployment.current = header
+        if deployment.offered and header.order >= deployment.offered.order:
+            return self._replan(deployment, now)
         return []
 
     def _tick(self, _event: ev.Tick, now: float) -> list[Effect]:
@@ -201,22 +205,28 @@ class CoordinatorCore:
         client = (deploy.sender, deploy.reference)
         if old is not None and old.package == deploy.package:
             old.waiting.append(client)
-            if old.current and not old.offered and not self._has_lost(old, now):
+            if old.state == "serving" and old.current:
                 return self._tell_waiting(old, "serving already", old.current)
-            return self._replan(old, now)
-        deployment = Deployment(deploy.package, old.epoch if old else 0)
-        deployment.current = old.current if old else None
+            underway = old.state in ("planning", "preparing")
+            return [] if underway else self._replan(old, now)
+        deployment = Deployment(deploy.package, self._retired.pop(name, 0))
+        effects: list[Effect] = []
+        if old is not None:
+            deployment.epoch, deployment.current = old.epoch, old.current
+            effects = self._refuse_waiting(old, "another model was deployed under this name")
         deployment.waiting.append(client)
         self._deployments[name] = deployment
-        return [self._persist(), *self._replan(deployment, now)]
+        return [*effects, self._persist(), *self._replan(deployment, now)]
 
     def _remove_asked(self, event: ev.RemoveAsked, _now: float) -> list[Effect]:
         remove = event.remove
         deployment = self._deployments.pop(remove.name, None)
         if deployment is None:
             return self._refuse(remove.sender, remove.reference, "no such model", remove.name)
+        self._retired[remove.name] = deployment.epoch
         done = Progress(remove.reference, "removed", done=True)
         return [
+            *self._refuse_waiting(deployment, f"{remove.sender} removed the model"),
             ev.Withdraw(remove.name),
             self._persist(),
             ev.Tell(remove.sender, done),
@@ -229,10 +239,10 @@ class CoordinatorCore:
         members = self._members.candidates(deployment.package.name, now)
         fleet = frozenset(member.device for member in members)
         deployment.to_compute.clear()
+        deployment.offered = None
         if not members:
             deployment.state = "waiting for devices"
             deployment.planned = {}
-            deployment.offered = None
             return []
         known = {device: deployment.planned.get(device) for device in fleet}
         same = all(known[member.device] == member for member in members)
@@ -248,38 +258,40 @@ class CoordinatorCore:
         return ev.ComputePlan(deployment.package, members)
 
     def _computed(self, event: ev.Computed, now: float) -> list[Effect]:
-        deployment = self._deployments.get(event.model)
+        name = event.package.name
+        deployment = self._deployments.get(name)
         if deployment is None:
             return []
         deployment.computing = None
-        members = self._members.candidates(event.model, now)
+        members = self._members.candidates(name, now)
         fleet = frozenset(member.device for member in members)
+        stale = event.package != deployment.package
         if deployment.state != "planning":
-            deployment.after_loss[event.plan.fleet] = event.plan
+            if not stale:
+                deployment.after_loss[event.plan.fleet] = event.plan
             return self._compute_next(deployment, members)
-        if event.plan.fleet != fleet:
+        if stale or event.plan.fleet != fleet:
             return self._replan(deployment, now)
-        notes = [ev.Log("info", note, event.model) for note in event.plan.notes]
+        notes = [ev.Log("info", note, name) for note in event.plan.notes]
         return [*notes, *self._offer(deployment, event.plan, members, now)]
 
     def _compute_failed(self, event: ev.ComputeFailed, now: float) -> list[Effect]:
-        deployment = self._deployments.get(event.model)
+        name = event.package.name
+        deployment = self._deployments.get(name)
         if deployment is None:
             return []
         deployment.computing = None
-        log = ev.Log("error", f"cannot be planned: {event.reason}", event.model)
+        log = ev.Log("error", f"cannot be planned: {event.reason}", name)
+        members = self._members.candidates(name, now)
         if deployment.state != "planning":
-            return [
-                log,
-                *self._compute_next(deployment, self._members.candidates(event.model, now)),
-            ]
+            return [log, *self._compute_next(deployment, members)]
+        fleet = frozenset(member.device for member in members)
+        if event.package != deployment.package or event.fleet != fleet:
+            return [log, *self._replan(deployment, now)]
         deployment.state = f"cannot be planned: {event.reason}"
-        effects: list[Effect] = [log]
-        for sender, reference in deployment.waiting:
-            effects += self._refuse(sender, reference, event.reason, event.model)
-        deployment.waiting.clear()
+        effects = [log, *self._refuse_waiting(deployment, event.reason)]
         if deployment.current is None:
-            del self._deployments[event.model]
+            del self._deployments[name]
             effects.append(self._persist())
         return effects
 
@@ -305,7 +317,11 @@ class CoordinatorCore:
         if unchanged and current is not None:
             return self._serve(deployment, current, announce=False)
         deployment.epoch += 1
-        stayed = current.devices if current else ()
+        stayed = {
+            device
+            for device in (current.devices if current else ())
+            if device in sessions and before.get(device, sessions[device]) == sessions[device]
+        }
         header = PlanHeader(
             epoch=deployment.epoch,
             coordinator=self._name,
@@ -315,7 +331,11 @@ class CoordinatorCore:
             programs=plan.programs,
             manifest=deployment.package.manifest,
             source=self._name,
-            joined=tuple(d for d in plan.devices if d not in stayed or before.get(d) != sessions[d])
+            joined=tuple(
+                d
+                for d in plan.devices
+                if d not in stayed or before.get(d, sessions[d]) != sessions[d]
+            )
             if current
             else (),
             predicted_ms=plan.predicted_ms,
@@ -336,8 +356,10 @@ class CoordinatorCore:
     def _prepared_seen(self, event: ev.PreparedSeen, now: float) -> list[Effect]:
         prepared = event.prepared
         deployment = self._deployments.get(prepared.model)
-        header = deployment.offered if deployment else None
-        if deployment is None or header is None or header.epoch != prepared.epoch:
+        if deployment is None:
+            return []
+        header = deployment.offered or deployment.current
+        if header is None or header.epoch != prepared.epoch:
             return []
         if not prepared.ok:
             self._exclude(deployment, prepared.device, now)
@@ -346,7 +368,7 @@ class CoordinatorCore:
             log = ev.Log("error", text, prepared.model, prepared.epoch)
             return [log, *self._report(deployment, text), *self._replan(deployment, now)]
         deployment.awaited.discard(prepared.device)
-        if deployment.awaited:
+        if deployment.awaited or deployment.offered is None:
             return []
         return self._serve(deployment, header, announce=True)
 
@@ -384,13 +406,13 @@ class CoordinatorCore:
         if plan is None or deployment.state != "serving":
             return []
         effects: list[Effect] = [self._persist()]
-        for device in plan.devices:
+        for device in sorted(deployment.planned):
             blobs: dict[str, int] = {}
             for other in deployment.after_loss.values():
                 if device in other.programs:
                     ref = other.programs[device]
                     blobs |= other.blobs[device] | {ref.digest: ref.nbytes}
-            extra = {d: n for d, n in blobs.items() if d not in plan.blobs[device]}
+            extra = {d: n for d, n in blobs.items() if d not in plan.blobs.get(device, {})}
             refs = tuple(BlobRef(digest, nbytes) for digest, nbytes in sorted(extra.items()))
             standby = Standby(deployment.package.name, self._name, refs)
             effects.append(ev.Tell(device, standby))
@@ -410,6 +432,11 @@ class CoordinatorCore:
             ev.Tell(sender, Progress(reference, text, done=True, fraction=1.0, plan=header))
             for sender, reference in clients
         ]
+
+    def _refuse_waiting(self, deployment: Deployment, reason: str) -> list[Effect]:
+        clients, deployment.waiting = deployment.waiting, []
+        name = deployment.package.name
+        return [e for sender, ref in clients for e in self._refuse(sender, ref, reason, name)]
 
     def _refuse(self, sender: str, reference: str, reason: str, model: str) -> list[Effect]:
         message = Progress(reference, reason[:4000], done=True, ok=False)

@@ -103,17 +103,17 @@ class FetchFailed:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A `ComputePlan` succeeded; its programs and segments are in the store."""
+    """A `ComputePlan` of `package` succeeded; its programs and segments are in the store."""
 
-    model: str
+    package: ModelPackage
     plan: ComputedPlan
 
 
 @dataclass(frozen=True, slots=True)
 class ComputeFailed:
-    """A `ComputePlan` for `fleet` failed; `reason` is for people."""
+    """A `ComputePlan` of `package` for `fleet` failed; `reason` is for people."""
 
-    model: str
+    package: ModelPackage
     fleet: Fleet
     reason: str
 

@@ -16,6 +16,7 @@ from agent.adapters.runtime import RuntimeOptions
 from agent.adapters.store import BlobStore
 from agent.adapters.systemd import Notifier
 from agent.errors import BrokerError, HaloMQError, WireError
+from agent.service.checks import check_header
 from agent.service.executor import Executor
 from agent.service.jobs import Jobs, reason_of
 from agent.service.link_probe import LinkProbe
@@ -151,7 +152,9 @@ class AgentService:
 
     def on_turn(self, now: float) -> float | None:
         """Do what is due: deadlines, health, the watchdog, leaving."""
-        self._handle(ev.Tick())
+        due = self._core.next_timer()
+        if due is not None and now >= due:
+            self._handle(ev.Tick())
         if self._link.connected:
             if self._probe.overdue(now):
                 self._probe_link()
@@ -271,8 +274,10 @@ class AgentService:
                 key = wire.decode_answer(message.payload, wire.AnswerKey)
                 self._handle(ev.ResultSeen(ev.RequestKey(address.subject, key.request, key.input)))
             case Kind.PLAN:
-                empty = not message.payload
-                header = None if empty else wire.decode_json(message.payload, wire.PlanHeader)
+                header = None
+                if message.payload:
+                    header = wire.decode_json(message.payload, wire.PlanHeader)
+                    check_header(header, address.subject)
                 self._handle(ev.PlanAnnounced(address.subject, header))
             case Kind.INBOX:
                 self._control(wire.decode_json(message.payload, wire.Control))
@@ -321,7 +326,7 @@ class AgentService:
     def _control(self, message: Any) -> None:
         match message:
             case wire.Prepare(plan):
-                self._handle(ev.PlanOffered(plan))
+                self._handle(ev.PlanOffered(check_header(plan, plan.model)))
             case wire.Standby():
                 self._handle(ev.StandbyOffered(message))
             case wire.Want() | wire.Absent():
@@ -376,7 +381,7 @@ class AgentService:
     def _decode(self, job: ev.Decode) -> None:
         self._executor.submit(
             lambda: self._jobs.decode(job),
-            lambda error: ev.DecodeRefused(job.key, reason_of(error)),
+            lambda error: ev.DecodeRefused(job.key, job.plan, reason_of(error)),
         )
 
     def _conclude(self, job: ev.Conclude) -> None:

@@ -16,6 +16,7 @@ from agent.adapters.systemd import Notifier
 from agent.coordinator import CoordinatorCore
 from agent.coordinator import events as ev
 from agent.errors import BrokerError, HaloMQError, StoreError, WireError
+from agent.service.checks import check_header, check_status
 from agent.service.executor import Executor
 from agent.service.jobs import reason_of
 from agent.service.loop import Loop, monotonic
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 FIRST_CONNECTION_S = 15.0
 STUCK_S = 120.0
 STATE_FILE = "deployments.json"
+# How long a broker that is back may take to send the plans that it has retained.
+RETAINED_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,9 @@ class CoordinatorService:
         self._file = folder / STATE_FILE
         self._core = CoordinatorCore(name, self._saved(), monotonic())
         self._models: tuple[wire.ModelState, ...] = ()
+        self._announced: dict[str, wire.PlanHeader] = {}
+        self._retained: dict[str, tuple[int, str]] = {}
+        self._announce_at: float | None = None
         will = wire.encode_json(self._status("offline"))
         self._link = Link(
             f"halomq-{config.fleet}-{name}", config.broker, Will(self._topics.status(name), will)
@@ -114,6 +120,8 @@ class CoordinatorService:
                     self._received(event)
                 except WireError as error:
                     log("warning", f"refused a message on {event.topic}: {error}")
+                except Exception as error:  # noqa: BLE001 - a message can't take the fleet down
+                    log("error", f"dropped a message on {event.topic}: {reason_of(error)}")
 
     def on_post(self, item: object) -> None:
         """Take what a thread of this coordinator posted."""
@@ -144,7 +152,11 @@ class CoordinatorService:
         if interval is not None and self._planner.busy_for() < STUCK_S and now >= self._watchdog_at:
             self._watchdog_at = now + interval / 2
             self._notifier.watchdog()
-        return self._core.next_timer()
+        if self._announce_at is not None and now >= self._announce_at:
+            self._announce_at = None
+            self._announce_lost()
+        timers = (self._core.next_timer(), self._announce_at)
+        return min((timer for timer in timers if timer is not None), default=None)
 
     def _connected(self) -> None:
         log("info", f"connected to the broker at {self._config.broker.host}")
@@ -153,6 +165,9 @@ class CoordinatorService:
             self._failure = None
             topics = self._topics
             self._link.subscribe(topics.inbox(self._name), topics.status("+"), topics.plan("+"))
+        else:
+            self._retained.clear()
+            self._announce_at = monotonic() + RETAINED_S
         self._publish_status()
         self._notifier.ready()
 
@@ -176,9 +191,11 @@ class CoordinatorService:
             raise WireError("not a topic of this fleet")
         match address.kind:
             case Kind.STATUS if message.payload:
-                self._handle(ev.StatusSeen(wire.decode_json(message.payload, wire.Status)))
+                status = wire.decode_json(message.payload, wire.Status)
+                self._handle(ev.StatusSeen(check_status(status, address.subject)))
             case Kind.PLAN if message.payload:
-                self._handle(ev.HeaderSeen(wire.decode_json(message.payload, wire.PlanHeader)))
+                header = wire.decode_json(message.payload, wire.PlanHeader)
+                self._header_seen(check_header(header, address.subject))
             case Kind.INBOX:
                 self._control(wire.decode_json(message.payload, wire.Control))
 
@@ -216,7 +233,7 @@ class CoordinatorService:
             ev.ComputePlan: self._compute,
             ev.Tell: self._tell,
             ev.Announce: self._announce,
-            ev.Withdraw: lambda e: self._publish(self._topics.plan(e.model), b"", retain=True),
+            ev.Withdraw: self._withdraw,
             ev.Persist: self._persist,
             ev.Show: self._show,
             ev.Log: self._log,
@@ -233,8 +250,8 @@ class CoordinatorService:
         package, members = effect.package, effect.members
         fleet = frozenset(member.device for member in members)
         self._planner.submit(
-            lambda: ev.Computed(package.name, compute_plan(package, members, self._store)),
-            lambda error: ev.ComputeFailed(package.name, fleet, reason_of(error)),
+            lambda: ev.Computed(package, compute_plan(package, members, self._store)),
+            lambda error: ev.ComputeFailed(package, fleet, reason_of(error)),
         )
 
     def _tell(self, effect: ev.Tell) -> None:
@@ -242,7 +259,28 @@ class CoordinatorService:
 
     def _announce(self, effect: ev.Announce) -> None:
         header = effect.header
+        self._announced[header.model] = header
         self._publish(self._topics.plan(header.model), wire.encode_json(header), retain=True)
+
+    def _withdraw(self, effect: ev.Withdraw) -> None:
+        self._announced.pop(effect.model, None)
+        self._publish(self._topics.plan(effect.model), b"", retain=True)
+
+    def _header_seen(self, header: wire.PlanHeader) -> None:
+        self._retained[header.model] = header.order
+        mine = self._announced.get(header.model)
+        # Of a life before this one, which announced it.
+        if header.coordinator == self._name and (mine is None or header.order > mine.order):
+            self._announced[header.model] = header
+        self._handle(ev.HeaderSeen(header))
+
+    def _announce_lost(self) -> None:
+        """Announce again what a broker has lost that was killed, or what never reached it."""
+        deployed = {model.name for model in self._models}
+        for model, header in list(self._announced.items()):
+            if model in deployed and self._retained.get(model, (0, "")) < header.order:
+                log("info", "announced again: the broker has lost it", model=model)
+                self._announce(ev.Announce(header))
 
     def _persist(self, effect: ev.Persist) -> None:
         self._store.pin(effect.blobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Any
 
 from agent.adapters.compute import LoadedProgram, Loader
@@ -65,6 +66,9 @@ class Jobs:
         """Load a plan's segments."""
         self._plans[plan] = self._loader.load(program)
         trim_heap()
+        # What is here now stays: a collection while a request runs need not look at it again.
+        gc.collect()
+        gc.freeze()
         return ev.Loaded(plan)
 
     def unload(self, plan: str) -> None:
@@ -88,7 +92,7 @@ class Jobs:
         image = decode_input(
             job.payload, self._manifests[job.plan], spec.shape, spec.dtype, job.content_type
         )
-        return ev.Decoded(job.key, image, self._clock() - started)
+        return ev.Decoded(job.key, job.plan, image, self._clock() - started)
 
     def run(self, job: ev.Run) -> ev.StepFinished:
         """Run a step of a plan."""

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from agent.adapters.mqtt import Connected, Disconnected, Link, LinkEvent
+from agent.adapters.mqtt import HANDSHAKE_S, Connected, Disconnected, Link, LinkEvent
 from agent.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 FIRST_RETRY_S = 0.25
 LAST_RETRY_S = 10.0
-HANDSHAKE_S = 10.0
 IDLE_S = 1.0
+READS_A_TURN = 64
 
 
 class Owner(Protocol):
@@ -107,8 +107,7 @@ class Loop:
             except BrokerError as error:
                 self._link.events.append(Disconnected(str(error)))
         elif not self._link.connected and now - self._opened_at > HANDSHAKE_S:
-            self._link.close()
-            self._link.events.append(Disconnected("the broker does not answer the connection"))
+            self._link.abandon()
         elif now >= self._misc_at:
             self._misc_at = now + IDLE_S
             self._link.keep_alive()
@@ -130,9 +129,17 @@ class Loop:
         if self._woken in readable:
             self._woken.recv(4096)
         if sock is not None and (sock in readable or self._link.has_pending):
-            self._link.read()
+            self._read_all()
         if sock is not None and sock in writable:
             self._link.write()
+
+    def _read_all(self) -> None:
+        # Each read takes one packet; another turn for each would cost more than the packets.
+        for _ in range(READS_A_TURN):
+            before = len(self._link.events)
+            self._link.read()
+            if len(self._link.events) == before:
+                break
 
 
 def monotonic() -> float:

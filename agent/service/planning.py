@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.coordinator.events import ComputedPlan, Member
+from agent.errors import ConfigError, ModelError, WireError
 from agent.planner import Device, compile_plan, read_graph
+from agent.wire.manifest import check_fits, decode_manifest
 from agent.wire.program import blob_ref, encode_program
 
 if TYPE_CHECKING:
@@ -36,6 +38,12 @@ def compute_plan(
         StoreError: if the store is full or lacks the model's graph.
     """
     graph = read_graph(bytes(store.read(package.graph.digest)), package.weights)
+    try:
+        manifest = decode_manifest(bytes(store.read(package.manifest.digest)))
+        outputs = [graph.shape(name) for name in graph.outputs]
+        check_fits(manifest, graph.shape(graph.input), outputs)
+    except (WireError, ConfigError) as error:
+        raise ModelError(f"the manifest does not fit: {error}") from error
     plan = compile_plan(graph, [planner_device(m) for m in members], model_name=package.name)
     for digest, content in plan.segments.items():
         store.put(digest, content)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.adapters.logs import log
-from agent.adapters.mqtt import Acknowledged, Connected, Link, LinkEvent, Received
+from agent.adapters.mqtt import Acknowledged, Connected, Disconnected, Link, LinkEvent, Received
 from agent.adapters.store import WrongDigestError
 from agent.errors import BrokerError, StoreError, WireError
 from agent.service.loop import Loop, monotonic
@@ -123,12 +123,20 @@ class TransferService:
         self._loop.post(message)
 
     def on_link(self, event: LinkEvent) -> None:
-        """Take an event of the bulk connection."""
+        """Take an event of the bulk connection; nothing that arrives may end the thread."""
+        try:
+            self._linked(event)
+        except Exception as error:  # noqa: BLE001 - one blob can't take all others down
+            log("error", f"the transfer of blobs stumbled: {type(error).__name__}: {error}")
+
+    def _linked(self, event: LinkEvent) -> None:
         match event:
             case Connected():
                 self._unacknowledged.clear()
                 self._apply(self._fetcher.reconnected(monotonic()))
                 self._apply(self._provider.reconnected())
+            case Disconnected():
+                self._fetcher.disconnected()
             case Acknowledged(number) if number in self._unacknowledged:
                 self._unacknowledged.discard(number)
                 self._apply(self._provider.published())
@@ -137,9 +145,22 @@ class TransferService:
 
     def on_post(self, item: object) -> None:
         """Take a call from another thread."""
+        try:
+            self._posted(item)
+        except Exception as error:  # noqa: BLE001 - one blob can't take all others down
+            log("error", f"the transfer of blobs stumbled: {type(error).__name__}: {error}")
+            if isinstance(item, _Fetch):
+                self._tell(FetchBroken(item.ticket, f"{type(error).__name__}: {error}"))
+
+    def _posted(self, item: object) -> None:
         now = monotonic()
         match item:
             case _Fetch(ticket, blobs, holder):
+                try:
+                    self._store.check_room(blobs)
+                except StoreError as error:
+                    self._tell(FetchBroken(ticket, str(error)))
+                    return
                 missing = self._store.missing(blobs)
                 self._sizes[ticket] = sum(missing.values())
                 self._apply(self._fetcher.fetch(ticket, missing, holder, now))

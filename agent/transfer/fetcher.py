@@ -2,8 +2,8 @@
 
 Rules: chunks are asked for in the order of the queue; at most `WINDOW_CHUNKS` are outstanding, so
 the broker's queue for this reader stays short; chunks that others asked for are taken as well; a
-chunk that does not come within `PATIENCE_S` is asked for again, and a blob whose holder stays
-silent for `GIVE_UP_S`, or whose bytes are wrong `MAX_REJECTIONS` times, fails its fetches.
+chunk is asked for again once its holder has sent nothing for `PATIENCE_S`; a blob whose holder
+stays silent for `GIVE_UP_S`, or whose bytes are wrong `MAX_REJECTIONS` times, fails its fetches.
 A break loses at most the blobs in progress: finished ones are in the store.
 """
 
@@ -35,7 +35,6 @@ class _Blob:
     content: bytearray
     lacking: set[int]
     asked: dict[int, float] = field(default_factory=dict)
-    heard_at: float = 0.0
     rejections: int = 0
     keeping: bool = False
 
@@ -47,6 +46,8 @@ class Fetcher:
         self._reader = reader
         self._queue: dict[str, _Blob | tuple[int, str]] = {}
         self._tickets: dict[str, set[str]] = {}
+        self._heard: dict[str, float] = {}
+        self._online = True
 
     @property
     def outstanding_bytes(self) -> int:
@@ -61,6 +62,8 @@ class Fetcher:
         if not blobs:
             return [Done(ticket)]
         self._tickets[ticket] = set(blobs)
+        if all(blob.holder != holder for blob in self._active()):
+            self._heard[holder] = now
         for digest, nbytes in blobs.items():
             blob = self._queue.setdefault(digest, (nbytes, holder))
             if isinstance(blob, _Blob):
@@ -91,7 +94,7 @@ class Fetcher:
         blob.content[start : start + expected] = chunk.data
         blob.lacking.discard(chunk.index)
         blob.asked.pop(chunk.index, None)
-        blob.heard_at = now
+        self._heard[blob.holder] = now
         effects: list[Effect] = []
         if not blob.lacking:
             blob.keeping = True
@@ -129,33 +132,38 @@ class Fetcher:
         blob.keeping = False
         return self._pump(now)
 
+    def disconnected(self) -> None:
+        """Note that the connection was lost: silence is nobody's fault now."""
+        self._online = False
+
     def reconnected(self, now: float) -> list[Effect]:
         """Listen and ask again after the connection was lost."""
+        self._online = True
         effects: list[Effect] = []
         for blob in self._active():
             blob.asked.clear()
             effects.append(Listen(blob.digest))
+        self._heard = dict.fromkeys(self._heard, now)
         return effects + self._pump(now)
 
     def tick(self, now: float) -> list[Effect]:
         """Ask again for what is overdue and give up on holders that stay silent."""
         effects: list[Effect] = []
-        for blob in self._active():
-            if blob.keeping:
-                continue
-            if now - blob.heard_at > GIVE_UP_S:
+        for blob in self._active() if self._online else ():
+            # What others of the same holder bring shows that it works through its queue.
+            overdue = {index: max(at, self._heard[blob.holder]) for index, at in blob.asked.items()}
+            if any(now - at > PATIENCE_S for at in overdue.values()):
+                blob.asked.clear()
+            silent = now - self._heard[blob.holder] > GIVE_UP_S
+            if silent and not blob.keeping and blob.digest in self._queue:
                 effects += self._fail(blob.digest, f"{blob.holder} does not send it")
-                continue
-            overdue = [index for index, at in blob.asked.items() if now - at > PATIENCE_S]
-            for index in overdue:
-                del blob.asked[index]
         return effects + self._pump(now)
 
     def _active(self) -> list[_Blob]:
         return [blob for blob in self._queue.values() if isinstance(blob, _Blob)]
 
     def _pump(self, now: float) -> list[Effect]:
-        effects = self._activate(now)
+        effects = self._activate()
         room = WINDOW_CHUNKS - sum(len(blob.asked) for blob in self._active())
         for blob in self._active():
             if room <= 0 or blob.keeping:
@@ -168,7 +176,7 @@ class Fetcher:
             room -= len(open_chunks)
         return effects
 
-    def _activate(self, now: float) -> list[Effect]:
+    def _activate(self) -> list[Effect]:
         effects: list[Effect] = []
         active = len(self._active())
         for digest, entry in self._queue.items():
@@ -178,9 +186,7 @@ class Fetcher:
                 continue
             nbytes, holder = entry
             lacking = set(range(_chunks(nbytes)))
-            self._queue[digest] = _Blob(
-                digest, nbytes, holder, bytearray(nbytes), lacking, heard_at=now
-            )
+            self._queue[digest] = _Blob(digest, nbytes, holder, bytearray(nbytes), lacking)
             effects.append(Listen(digest))
             active += 1
         return effects

@@ -21,10 +21,10 @@ CHUNK_BYTES = 512 * 1024
 # What broker_config/ allows: a request of 8 MiB and what is around it.
 MAX_PACKET_BYTES = (8 << 20) + (64 << 10)
 
-DeviceId = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+DeviceId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 RequestId = DeviceId
 Text = Annotated[str, Meta(max_length=4096)]
-Fingerprint = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Positive = Annotated[float, Meta(ge=0.0, le=1e18)]
 
 

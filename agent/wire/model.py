@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from agent.wire.program import BlobRef, DType, Extent
 
-ModelName = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 
 
 class WeightEntry(Struct, frozen=True):

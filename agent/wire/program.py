@@ -16,11 +16,11 @@ from msgspec import Meta, Struct
 
 from agent.errors import WireError
 
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Index = Annotated[int, Meta(ge=0, lt=1_000_000)]
 Extent = Annotated[int, Meta(ge=0, le=1 << 40)]
 Box = tuple[tuple[Extent, Extent], ...]
-DType = Annotated[str, Meta(pattern="^(bool|u?int(8|16|32|64)|float(16|32|64))$")]
+DType = Annotated[str, Meta(pattern=r"^(bool|u?int(8|16|32|64)|float(16|32|64))\Z")]
 
 
 class BlobRef(Struct, frozen=True):
@@ -129,7 +129,7 @@ def decode_program(content: bytes) -> Program:
     """
     try:
         program = msgspec.json.decode(content, type=Program)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"not a program of this version of HaloMQ: {error}") from error
     for part in _parts(program):
         if part.tensor >= len(program.tensors):
@@ -145,6 +145,8 @@ def decode_program(content: bytes) -> Program:
         raise WireError("the program's input is not one of its tensors")
     if any(step.segment >= len(program.segments) for step in program.steps):
         raise WireError("the program has a step whose segment is missing")
+    if not all(step.writes for step in program.steps):
+        raise WireError("the program has a step that writes nothing")
     return program
 
 

@@ -54,7 +54,11 @@ def array_of(dtype: str, shape: tuple[int, ...], data: bytes) -> NDArray[Any]:
     expected = prod(shape) * np.dtype(dtype).itemsize
     if len(shape) > MAX_RANK or len(data) != expected:
         raise WireError(f"{len(data)} bytes of data for {dtype} {shape}: expected {expected}")
-    return np.frombuffer(data, dtype=np.dtype(dtype).newbyteorder("<")).reshape(shape)
+    flat = np.frombuffer(data, dtype=np.dtype(dtype).newbyteorder("<"))
+    try:
+        return flat.reshape(shape)
+    except ValueError as error:
+        raise WireError(f"no tensor can have the shape {shape}") from error
 
 
 def encode_tensor(array: NDArray[Any]) -> bytes:

@@ -70,11 +70,15 @@ class Topics:
         return f"{self.root}/model/{model}/plan"
 
     def infer(self, model: str, request: str | None = None, *, tensors: bool = False) -> str:
-        """Requests: pictures or tensors; without an id the answering device gives one."""
-        topic = f"{self.root}/model/{model}/infer"
-        if request is not None:
-            topic += f"/{request}"
-        return f"{topic}/tensors" if tensors else topic
+        """Requests: pictures or tensors; without an id the answering device gives one.
+
+        Raises:
+            ValueError: if tensors are asked for without an id.
+        """
+        if request is None and tensors:
+            raise ValueError("a request for tensors needs an id")
+        levels = ["infer", *([request] if request else []), *(["tensors"] if tensors else [])]
+        return f"{self.root}/model/{model}/{'/'.join(levels)}"
 
     def result(self, model: str, request: str) -> str:
         """The answer to one request."""

@@ -42,6 +42,7 @@ class WorkerCore:
         self._device = device
         self._session = session
         self._deadline_s = deadline_s
+        self._forget_s = 2 * deadline_s
         self._max_in_flight = max_in_flight
         self._plans = Plans(device)
         self._requests: dict[RequestKey, Request] = {}
@@ -64,7 +65,17 @@ class WorkerCore:
 
     def next_timer(self) -> float | None:
         """Return when a `Tick` is due at the latest."""
-        return min((request.deadline for request in self._requests.values()), default=None)
+        timers = [self._timer_of(request) for request in self._requests.values()]
+        timers += [request.deadline for request in self._unclaimed.values()]
+        oldest = self._early.next_expiry()
+        return min(timers if oldest is None else [*timers, oldest], default=None)
+
+    def _timer_of(self, request: Request) -> float:
+        if request.state is State.FAILED:
+            return request.due
+        if request.state is State.ANSWERED:
+            return request.deadline + self._forget_s
+        return request.deadline
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at time `now` (seconds, monotonic); return what is to be done."""
@@ -92,13 +103,16 @@ class WorkerCore:
         before = dict(self._plans.active)
         effects = self._change_plans(event)
         removed = isinstance(event, ev.PlanAnnounced) and event.header is None
-        for model in before.keys() | self._plans.active.keys():
-            active = self._plans.active.get(model)
-            if before.get(model) is active:
+        for model in sorted(before.keys() | self._plans.active.keys()):
+            active, old = self._plans.active.get(model), before.get(model)
+            if old is active:
                 continue
-            if removed:
+            if removed and old is not None and self._answers(old):
                 effects += self._refuse_all(model, now)
             effects += self._switch(model, active, now)
+        for key in [key for key in self._requests if self._plans.header(key.model) is None]:
+            # This device watches the model no more, so it would never see the answer.
+            del self._requests[key]
         return effects
 
     def _change_plans(self, event: PlanEvent) -> list[Effect]:
@@ -138,9 +152,13 @@ class WorkerCore:
         return effects
 
     def _refuse_all(self, model: str, now: float) -> list[Effect]:
-        keys = [key for key in self._requests if key.model == model]
-        text = "the model was removed while the request was in flight"
-        return [effect for key in keys for effect in self._refuse(key, "model", text, now)]
+        failure = Failure("model", "the model was removed while the request was in flight")
+        unanswered = [
+            request
+            for request in self._requests.values()
+            if request.key.model == model and request.state is not State.ANSWERED
+        ]
+        return [effect for r in unanswered for effect in self._publish_failure(r, failure, now)]
 
     def _leave_asked(self, _event: ev.LeaveAsked, _now: float) -> list[Effect]:
         self._leaving = True
@@ -188,7 +206,8 @@ class WorkerCore:
     def _take_unclaimed(self, request: Request, plan: Plan | None, now: float) -> list[Effect]:
         if plan is not None and self._answers(plan):
             return [self._claim(request, now)]
-        self._unclaimed[request.key] = request
+        if len(self._unclaimed) < self._admitted(plan):
+            self._unclaimed[request.key] = request
         return []
 
     def _claim(self, request: Request, now: float) -> Effect:
@@ -209,6 +228,8 @@ class WorkerCore:
         return [log, ev.PublishAnswer(answer, request.reply)]
 
     def _start(self, request: Request, plan: Plan, program: Program, now: float) -> list[Effect]:
+        if request.plan is not None and not _same_input(request.plan, plan):
+            request.image = None
         request.plan = plan
         request.execution = Execution(program)
         if request.image is None:
@@ -220,12 +241,10 @@ class WorkerCore:
     def _decoded(self, event: ev.Decoded, now: float) -> list[Effect]:
         self._busy = False
         request = self._requests.get(event.key)
-        if request is None or request.state is State.ANSWERED:
+        if request is None or not self._is_current(request, event.plan):
             return []
         request.image = event.image
         request.meter.decode_s += event.seconds
-        if request.state is not State.DECODING:
-            return []
         request.move(State.RUNNING)
         return self._feed_image(request, now)
 
@@ -268,7 +287,7 @@ class WorkerCore:
 
     def _decode_refused(self, event: ev.DecodeRefused, now: float) -> list[Effect]:
         self._busy = False
-        return self._refuse(event.key, "input", event.reason, now)
+        return self._fail(event.key, event.plan, Failure("input", event.reason), now)
 
     def _step_finished(self, event: ev.StepFinished, now: float) -> list[Effect]:
         self._busy = False
@@ -284,10 +303,7 @@ class WorkerCore:
 
     def _step_failed(self, event: ev.StepFailed, now: float) -> list[Effect]:
         self._busy = False
-        request = self._requests.get(event.key)
-        if request is None or not self._is_current(request, event.plan):
-            return []
-        return self._refuse(event.key, "compute", event.reason, now, anyone=True)
+        return self._fail(event.key, event.plan, Failure("compute", event.reason), now)
 
     def _maybe_conclude(self, request: Request, now: float) -> list[Effect]:
         execution = request.execution
@@ -327,20 +343,33 @@ class WorkerCore:
             return []
         return [ev.PublishTrace(key.model, request.trace(self._device, now))]
 
-    def _refuse(
-        self, key: RequestKey, code: str, text: str, now: float, *, anyone: bool = False
-    ) -> list[Effect]:
+    def _fail(self, key: RequestKey, plan: str, failure: Failure, now: float) -> list[Effect]:
         request = self._requests.get(key)
-        if request is None or request.state is State.ANSWERED:
+        if request is None or not self._is_current(request, plan):
             return []
-        log = self._log("warning", f"{code}: {text}", request)
-        plan = request.plan or self._plans.active.get(key.model)
-        if not anyone and not (plan and self._answers(plan)):
-            return [log]
+        return self._give_up(request, failure, now, now)
+
+    def _give_up(
+        self, request: Request, failure: Failure, since: float, now: float
+    ) -> list[Effect]:
+        due = since + self._rank(request.key.model) * RANK_DELAY_S
+        log = self._log("warning", f"{failure.code}: {failure.text}", request)
+        request.fail(failure, due)
+        return [log, *(self._publish_failure(request, failure, now) if due <= now else [])]
+
+    def _publish_failure(self, request: Request, failure: Failure, now: float) -> list[Effect]:
         request.move(State.ANSWERED)
-        failure = Failure(code, text)  # type: ignore[arg-type]
+        plan = request.plan or self._plans.active.get(request.key.model)
         answer = self._answer(request, plan, now - request.arrived, failure)
-        return [log, ev.PublishAnswer(answer, request.reply)]
+        return [ev.PublishAnswer(answer, request.reply)]
+
+    def _rank(self, model: str) -> int:
+        # Devices that only prepare a plan come after all that serve it.
+        header = self._plans.header(model)
+        if header is None or self._device not in header.devices:
+            return 0
+        rank = header.devices.index(self._device)
+        return rank if model in self._plans.active else rank + len(header.devices)
 
     def _answer(
         self, request: Request, plan: Plan | None, elapsed_s: float, failure: Failure
@@ -403,17 +432,23 @@ class WorkerCore:
     def _tick(self, _event: ev.Tick, now: float) -> list[Effect]:
         effects: list[Effect] = []
         for request in list(self._requests.values()):
-            late = now - request.deadline
-            if late < 0:
+            if now < self._timer_of(request):
                 continue
             if request.state is State.ANSWERED:
-                if late > 2 * self._deadline_s:
-                    del self._requests[request.key]
-            elif late >= request.rank(self._device) * RANK_DELAY_S:
+                del self._requests[request.key]
+            elif request.state is State.FAILED and request.failure is not None:
+                effects += self._publish_failure(request, request.failure, now)
+            else:
                 text = "the deadline passed before the answer was there"
-                effects += self._refuse(request.key, "deadline", text, now, anyone=True)
-        expired = {(piece.plan, piece.request) for piece in self._early.expire(now)}
-        for plan, name in sorted(expired):
+                failure = Failure("deadline", text)
+                effects += self._give_up(request, failure, request.deadline, now)
+        answered = {(key.request, key.input) for key in self._recent}
+        dropped = {
+            (piece.plan, piece.request)
+            for piece in self._early.expire(now)
+            if (piece.request, piece.input) not in answered
+        }
+        for plan, name in sorted(dropped):
             text = f"dropped pieces of an unknown request of plan {plan[:12]}"
             effects.append(ev.Log("warning", text, request=name))
         self._unclaimed = {k: r for k, r in self._unclaimed.items() if r.deadline > now}
@@ -428,9 +463,17 @@ class WorkerCore:
         return plan.header.devices[0] == self._device
 
     def _is_current(self, request: Request, plan: str) -> bool:
-        live = request.state in (State.RUNNING, State.CONCLUDING)
+        live = request.state in (State.DECODING, State.RUNNING, State.CONCLUDING)
         return live and request.plan is not None and request.plan.digest == plan
 
     def _log(self, level: str, text: str, request: Request) -> ev.Log:
         epoch = request.plan.header.epoch if request.plan else None
         return ev.Log(level, text, request.key.request, request.key.model, epoch)
+
+
+def _same_input(old: Plan, new: Plan) -> bool:
+    if old.program is None or new.program is None:
+        return False
+    old_spec = old.program.tensors[old.program.input]
+    new_spec = new.program.tensors[new.program.input]
+    return old_spec == new_spec and old.header.manifest == new.header.manifest

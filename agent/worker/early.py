@@ -43,10 +43,14 @@ class EarlyPieces:
         self._pieces = rest
         return taken
 
+    def next_expiry(self) -> float | None:
+        """Return when the oldest piece has been kept for `KEEP_S` seconds."""
+        return self._pieces[0][0] + KEEP_S if self._pieces else None
+
     def expire(self, now: float) -> list[Piece]:
         """Remove and return the pieces that nobody claimed in `KEEP_S` seconds."""
         expired: list[Piece] = []
-        while self._pieces and now - self._pieces[0][0] > KEEP_S:
+        while self._pieces and now >= self._pieces[0][0] + KEEP_S:
             _, nbytes, piece = self._pieces.popleft()
             self._bytes -= nbytes
             expired.append(piece)

@@ -115,18 +115,20 @@ class RequestArrived:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A request's payload is ready; `image` stands for the whole input tensor."""
+    """A request's payload is ready for `plan`; `image` stands for the whole input tensor."""
 
     key: RequestKey
+    plan: str
     image: Any
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeRefused:
-    """A request's payload does not fit the model."""
+    """A request's payload does not fit the model of `plan`."""
 
     key: RequestKey
+    plan: str
     reason: str
 
 

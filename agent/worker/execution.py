@@ -29,7 +29,6 @@ class Execution:
     _open_sends: dict[int, list[Send]] = field(default_factory=dict)
     _open_answers: set[Part] = field(default_factory=set)
     ready: list[int] = field(default_factory=list)
-    started: bool = False
 
     def __post_init__(self) -> None:
         for number, step in enumerate(self.program.steps):

@@ -74,17 +74,22 @@ class Plans:
                 return self._again(plan, announced=announced)
         if any(plan is not None and plan.header.order >= header.order for plan in known):
             return [_log("info", "ignored an older plan", header)]
-        effects = self._drop_pending(header.model)
+        # The new plan takes its place before the others go, so that the subscription stays.
+        replaced = self._pending.pop(header.model, None)
+        watched = replaced is not None or header.model in self.active
+        effects = [] if replaced is None else _cancel(replaced)
+        mine = self._device in header.devices
+        if mine:
+            self._pending[header.model] = Plan(header, Stage.PROGRAM, announced)
         if announced:
-            effects += self.drop(header.model)
-        if self._device not in header.devices:
-            return effects
-        plan = Plan(header, Stage.PROGRAM, announced)
-        self._pending[header.model] = plan
+            effects += self._end(header.model)
+        if not mine:
+            gone = watched and header.model not in self.active
+            return [*effects, Unwatch(header.model)] if gone else effects
         program = header.programs[self._device]
         blobs = {ref.digest: ref.nbytes for ref in (program, header.manifest)}
-        ticket = f"{header.digest}/program"
-        return [*effects, Watch(header.model), Fetch(ticket, blobs, header.source)]
+        effects.append(Fetch(f"{header.digest}/program", blobs, header.source))
+        return effects if watched else [Watch(header.model), *effects]
 
     def keep_ready(self, standby: Standby) -> list[Effect]:
         """Fetch blobs for the plan after a loss."""
@@ -131,24 +136,20 @@ class Plans:
         if plan is None:
             return [Log("warning", f"could not fetch {digest}: {reason}")]
         log = _log("error", f"cannot prepare the plan: {reason}", plan.header)
-        return [
-            log,
-            self._prepared(plan, ok=False, reason=reason),
-            *self._drop_pending(plan.header.model),
-        ]
-
-    def drop(self, model: str) -> list[Effect]:
-        """Stop serving a model, unless a pending plan takes over."""
-        plan = self.active.pop(model, None)
-        if plan is None:
-            return []
-        effects: list[Effect] = [Unload(plan.digest), self._changed()]
-        return effects if model in self._pending else [*effects, Unwatch(model)]
+        told = self._prepared(plan, ok=False, reason=reason)
+        return [log, told, *self._give_up(plan.header.model)]
 
     def remove(self, model: str) -> list[Effect]:
         """Forget a model that is no longer deployed."""
         self._standby.pop(model, None)
-        return [*self._drop_pending(model), *self.drop(model)]
+        effects = self._give_up(model)
+        active = model in self.active
+        return [*effects, *self._end(model), Unwatch(model)] if active else effects
+
+    def header(self, model: str) -> PlanHeader | None:
+        """Return the header of the plan that serves a model, else of the one being prepared."""
+        plan = self.active.get(model) or self._pending.get(model)
+        return plan.header if plan else None
 
     def _again(self, plan: Plan, *, announced: bool) -> list[Effect]:
         ready = plan.stage is Stage.READY
@@ -161,17 +162,20 @@ class Plans:
 
     def _activate(self, plan: Plan) -> list[Effect]:
         model = plan.header.model
-        effects = self.drop(model)
+        effects = self._end(model)
         self._pending.pop(model, None)
         self.active[model] = plan
         return [*effects, self._changed(), _log("info", "serving", plan.header)]
 
-    def _drop_pending(self, model: str) -> list[Effect]:
+    def _end(self, model: str) -> list[Effect]:
+        plan = self.active.pop(model, None)
+        return [] if plan is None else [Unload(plan.digest), self._changed()]
+
+    def _give_up(self, model: str) -> list[Effect]:
         plan = self._pending.pop(model, None)
         if plan is None:
             return []
-        effects: list[Effect] = [CancelFetch(f"{plan.digest}/{w}") for w in ("program", "blobs")]
-        effects.append(Unload(plan.digest))
+        effects = _cancel(plan)
         return effects if model in self.active else [*effects, Unwatch(model)]
 
     def _of(self, digest: str) -> Plan | None:
@@ -190,6 +194,11 @@ class Plans:
         blobs |= {ref.digest for standby in self._standby.values() for ref in standby.blobs}
         epochs = {model: plan.header.epoch for model, plan in self.active.items()}
         return PlansChanged(epochs, frozenset(blobs))
+
+
+def _cancel(plan: Plan) -> list[Effect]:
+    fetches = [CancelFetch(f"{plan.digest}/{what}") for what in ("program", "blobs")]
+    return [*fetches, Unload(plan.digest)]
 
 
 def _log(level: str, text: str, header: PlanHeader) -> Log:

@@ -1,8 +1,9 @@
 """The requests of a worker: from their arrival until the broker delivers their answer.
 
 Rules: the first device of a plan answers; everybody keeps a request's payload until its answer is
-seen; a newer plan starts unanswered requests again from their payload; a request ends at its
-deadline in an error, which the next device in rank publishes when the one before it does not.
+seen; a newer plan starts unanswered requests again from their payload; what fails on a device, or
+passes its deadline, ends in an error that the first device publishes at once, and each further one
+`RANK_DELAY_S` later if the ones before it kept silent.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from agent.wire.messages import StepTrace, Trace
+from agent.wire.messages import Failure, StepTrace, Trace
 
 if TYPE_CHECKING:
     from agent.worker.events import ReplyTo, RequestKey
@@ -28,14 +29,17 @@ class State(Enum):
     DECODING = "decoding"
     RUNNING = "running"
     CONCLUDING = "making the answer"
+    FAILED = "failed here, to be answered with an error when this device's turn comes"
     ANSWERED = "answered, not yet seen"
 
 
+_ENDS = frozenset({State.FAILED, State.ANSWERED})
 TRANSITIONS: dict[State, frozenset[State]] = {
-    State.WAITING: frozenset({State.DECODING, State.RUNNING, State.ANSWERED}),
-    State.DECODING: frozenset({State.RUNNING, State.WAITING, State.ANSWERED}),
-    State.RUNNING: frozenset({State.CONCLUDING, State.WAITING, State.ANSWERED}),
-    State.CONCLUDING: frozenset({State.WAITING, State.ANSWERED}),
+    State.WAITING: frozenset({State.DECODING, State.RUNNING}) | _ENDS,
+    State.DECODING: frozenset({State.RUNNING, State.WAITING}) | _ENDS,
+    State.RUNNING: frozenset({State.CONCLUDING, State.WAITING}) | _ENDS,
+    State.CONCLUDING: frozenset({State.WAITING}) | _ENDS,
+    State.FAILED: frozenset({State.WAITING, State.ANSWERED}),
     State.ANSWERED: frozenset(),
 }
 
@@ -66,6 +70,8 @@ class Request:
     execution: Execution | None = None
     meter: Meter = field(default_factory=Meter)
     finished: float | None = None
+    failure: Failure | None = None
+    due: float = 0.0
 
     def move(self, state: State) -> None:
         """Change the state along `TRANSITIONS`; anything else is a bug of the core."""
@@ -77,12 +83,14 @@ class Request:
         """Go back to waiting for a plan; the payload and the decoded picture are kept."""
         self.move(State.WAITING)
         self.execution = None
+        self.failure = None
+        self.finished = None
         self.meter.steps.clear()
 
-    def rank(self, device: str) -> int:
-        """Return this device's place in the plan that the request runs under."""
-        devices = self.plan.header.devices if self.plan else ()
-        return devices.index(device) if device in devices else len(devices)
+    def fail(self, failure: Failure, due: float) -> None:
+        """Give up here; the error is to be published at time `due` if no answer was seen."""
+        self.move(State.FAILED)
+        self.failure, self.due = failure, due
 
     def trace(self, device: str, now: float) -> Trace:
         """Return what the request cost here; waiting is what is neither computing nor decoding."""

@@ -33,7 +33,11 @@ PACKAGE = ModelPackage("m", ref("graph"), (), ref("manifest"))
 
 
 def computed(
-    devices: Iterable[str], *, used: Iterable[str] = (), model: str = "m", graph: str = "graph"
+    devices: Iterable[str],
+    *,
+    used: Iterable[str] = (),
+    package: ModelPackage | None = None,
+    graph: str = "graph",
 ) -> ev.Computed:
     """Return what a planner makes for a fleet; `used` are the devices that get a part."""
     fleet = frozenset(devices)
@@ -41,7 +45,8 @@ def computed(
     name = "+".join(order)
     programs = {device: ref(f"{graph}: {device} of {name}") for device in order}
     blobs = {device: {digest_of(f"segments of {name}"): 20} for device in order}
-    return ev.Computed(model, ev.ComputedPlan(fleet, order, programs, blobs, 12.5))
+    package = package or msgspec.structs.replace(PACKAGE, graph=ref(graph))
+    return ev.Computed(package, ev.ComputedPlan(fleet, order, programs, blobs, 12.5))
 
 
 class Boss:
@@ -223,7 +228,7 @@ def test_notes_of_the_planner_are_logged() -> None:
     plan = ev.ComputedPlan(
         event.plan.fleet, ("a",), event.plan.programs, event.plan.blobs, 1.0, ("c is too slow",)
     )
-    logs = only(ev.Log, boss.do(ev.Computed("m", plan)))
+    logs = only(ev.Log, boss.do(ev.Computed(PACKAGE, plan)))
     assert ("info", "c is too slow") in [(log.level, log.text) for log in logs]
 
 
@@ -231,7 +236,7 @@ def test_a_model_that_cannot_be_planned_is_refused_and_forgotten() -> None:
     boss = Boss()
     boss.online("a")
     boss.deploy()
-    effects = boss.do(ev.ComputeFailed("m", frozenset("a"), "Loop is not supported"))
+    effects = boss.do(ev.ComputeFailed(PACKAGE, frozenset("a"), "Loop is not supported"))
     (last,) = progress(effects)
     assert (last.done, last.ok, last.text) == (True, False, "Loop is not supported")
     assert only(ev.Persist, effects)[-1].deployments == ()
@@ -240,10 +245,10 @@ def test_a_model_that_cannot_be_planned_is_refused_and_forgotten() -> None:
 
 def test_a_model_that_is_served_stays_when_it_cannot_be_planned_anew() -> None:
     boss = serving("a", "b", spare=False)
-    boss.do(ev.ComputeFailed("m", frozenset("b"), "too large"))
-    boss.do(ev.ComputeFailed("m", frozenset("a"), "too large"))
+    boss.do(ev.ComputeFailed(PACKAGE, frozenset("b"), "too large"))
+    boss.do(ev.ComputeFailed(PACKAGE, frozenset("a"), "too large"))
     boss.offline("b")
-    effects = boss.do(ev.ComputeFailed("m", frozenset("a"), "too large"))
+    effects = boss.do(ev.ComputeFailed(PACKAGE, frozenset("a"), "too large"))
     assert shown(boss).state == "cannot be planned: too large"
     assert only(ev.Log, effects)[0].level == "error"
     assert only(ev.Withdraw, effects) == []
@@ -302,7 +307,7 @@ def test_what_a_loss_would_need_is_brought_to_the_devices() -> None:
 
 def test_a_plan_for_a_loss_that_cannot_be_made_is_passed_over() -> None:
     boss = serving("a", "b", spare=False)
-    effects = boss.do(ev.ComputeFailed("m", frozenset("b"), "too large"))
+    effects = boss.do(ev.ComputeFailed(PACKAGE, frozenset("b"), "too large"))
     assert computes(effects) == [["a"]]
     assert boss.core.handle(ev.Tick(), 100.0) == []
 
@@ -626,7 +631,7 @@ def test_another_package_of_the_name_takes_its_place_with_a_higher_epoch() -> No
     newer = msgspec.structs.replace(PACKAGE, graph=ref("better"), manifest=ref("better manifest"))
     (compute,) = only(ev.ComputePlan, boss.deploy(newer, "2"))
     assert compute.package == newer
-    (header,) = offers(boss.do(computed("ab", graph="better")))
+    (header,) = offers(boss.do(computed("ab", package=newer, graph="better")))
     assert (header.epoch, header.manifest) == (2, newer.manifest)
 
 
@@ -644,7 +649,7 @@ def test_what_was_under_way_for_a_removed_model_is_dropped() -> None:
     boss = serving("a", "b")
     boss.do(ev.RemoveAsked(Remove("alice", "9", "m")))
     assert boss.do(computed("ab")) == []
-    assert boss.do(ev.ComputeFailed("m", frozenset("ab"), "late")) == []
+    assert boss.do(ev.ComputeFailed(PACKAGE, frozenset("ab"), "late")) == []
     assert boss.prepared("a", 1) == []
 
 
@@ -659,6 +664,6 @@ def test_models_are_planned_independently() -> None:
     boss = serving("a", "b")
     other = ModelPackage("other", ref("graph 2"), (), ref("manifest 2"))
     assert computes(boss.deploy(other, "2")) == [["a", "b"]]
-    effects = boss.do(computed("ab", model="other"))
+    effects = boss.do(computed("ab", package=other))
     assert [(header.model, header.epoch) for header in offers(effects)] == [("other", 1)]
     assert [model.state for model in only(ev.Show, effects)[-1].models] == ["serving", "preparing"]

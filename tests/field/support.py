@@ -277,9 +277,7 @@ class Field:
 
         wait_until(online, "every process to be online")
 
-    def wait_for_plan(
-        self, model: str, devices: Iterable[str], newer_than: int = 0
-    ) -> PlanHeader:
+    def wait_for_plan(self, model: str, devices: Iterable[str], newer_than: int = 0) -> PlanHeader:
         """Wait until exactly `devices` serve a model, each with the plan that is announced."""
         wanted = set(devices)
         seen: list[object] = []
@@ -291,9 +289,7 @@ class Field:
             seen[:] = [header, {device: status.plans for device, status in statuses.items()}]
             if header is None or set(header.devices) != wanted or header.epoch <= newer_than:
                 return None
-            epochs = {
-                statuses[d].plans.get(model) for d in wanted if statuses[d].state == "online"
-            }
+            epochs = {statuses[d].plans.get(model) for d in wanted if statuses[d].state == "online"}
             return header if epochs == {header.epoch} else None
 
         try:

@@ -104,9 +104,7 @@ def test_a_killed_agent_costs_no_answer(field: Field, defects: Reference, rank: 
     before = plan_of(field, defects)
     victim = before.devices[rank]
     with field.mqtt(field.topics.result(defects.name, "+")) as user:
-        told = stream(
-            field, defects, user, lambda: field.fleet.kill(victim), window=REQUESTS
-        )
+        told = stream(field, defects, user, lambda: field.fleet.kill(victim), window=REQUESTS)
     # All were sent before the kill; those that were not answered yet were finished without it.
     assert any(victim not in decode_answer(m.payload).devices for m in told.values())
     rest = set(field.fleet.names) - {victim}

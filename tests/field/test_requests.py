@@ -56,7 +56,18 @@ def test_mosquitto_pub_and_sub_are_all_that_is_needed(
     # -d says "Subscribed" once the broker has granted it, at once if stdout is kept by lines:
     # only then may the request go out.
     waiting = subprocess.Popen(
-        ["stdbuf", "-oL", "mosquitto_sub", *PLAIN, *address, "-d", "-C", "1", "-W", str(int(WAIT_S))]
+        [
+            "stdbuf",
+            "-oL",
+            "mosquitto_sub",
+            *PLAIN,
+            *address,
+            "-d",
+            "-C",
+            "1",
+            "-W",
+            str(int(WAIT_S)),
+        ]
         + ["-t", home.topics.result(vgg.name, name)],
         stdout=subprocess.PIPE,
     )

@@ -64,7 +64,8 @@ class Device:
         )
 
     def decoded(self, key: ev.RequestKey = KEY, payload: bytes = PICTURE) -> list[ev.Effect]:
-        return self.do(ev.Decoded(key, image_of(payload, ROWS), 0.25))
+        plan = self.core._plans.active[key.model].digest
+        return self.do(ev.Decoded(key, plan, image_of(payload, ROWS), 0.25))
 
     def finish(self, job: ev.Run, program: Program) -> list[ev.Effect]:
         arrays = run_step(program, job)
@@ -426,7 +427,7 @@ def test_a_piece_that_nobody_claims_is_dropped_after_a_while_with_one_line() -> 
     device.now = 5.0
     device.do(border("a", 3))
     device.do(border("a", 4))
-    assert only(ev.Log, device.tick(5.0 + early.KEEP_S)) == []
+    assert only(ev.Log, device.tick(4.9 + early.KEEP_S)) == []
     (log,) = only(ev.Log, device.tick(5.1 + early.KEEP_S))
     assert (log.level, log.request) == ("warning", "r1")
     assert "dropped" in log.text
@@ -605,7 +606,7 @@ def test_removing_another_model_changes_nothing() -> None:
 def test_bad_input_is_answered_by_the_answering_device() -> None:
     device = serving()
     device.ask()
-    effects = device.do(ev.DecodeRefused(KEY, "not a picture"))
+    effects = device.do(ev.DecodeRefused(KEY, plan()[0].digest, "not a picture"))
     (answer,) = answers(effects)
     assert answer.error is not None
     assert (answer.ok, answer.error.code, answer.error.text) == (False, "input", "not a picture")
@@ -615,7 +616,7 @@ def test_bad_input_is_answered_by_the_answering_device() -> None:
 def test_bad_input_is_not_answered_by_others() -> None:
     device = serving("b")
     device.ask()
-    assert answers(device.do(ev.DecodeRefused(KEY, "not a picture"))) == []
+    assert answers(device.do(ev.DecodeRefused(KEY, plan()[0].digest, "not a picture"))) == []
 
 
 def test_a_failed_step_is_answered_with_its_reason() -> None:

@@ -163,8 +163,8 @@ class Fleet:
     def finish(self, device: str) -> None:
         job, self.jobs[device] = self.jobs[device], None
         match job:
-            case ev.Decode(key, _, payload):
-                self.handle(device, ev.Decoded(key, image_of(payload, self.rows), 0.0))
+            case ev.Decode(key, plan, payload):
+                self.handle(device, ev.Decoded(key, plan, image_of(payload, self.rows), 0.0))
             case ev.Run(key, plan, step):
                 arrays = run_step(self.plans[plan][1][device], job)
                 self.handle(device, ev.StepFinished(key, plan, step, arrays, 0.0, 0.0))
