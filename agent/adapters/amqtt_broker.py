@@ -34,7 +34,7 @@ class _Replayed(StreamReaderAdapter):  # type: ignore[misc]
 
 
 class _Broker(Broker):  # type: ignore[misc]
-    """Refuses MQTT 5 in words; amqtt takes its properties for a client id and waits for the rest."""
+    """Refuses MQTT 5 in words: amqtt takes its properties for a client id, and waits for more."""
 
     async def stream_connected(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str

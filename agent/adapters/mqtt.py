@@ -29,6 +29,7 @@ CONNECT_TIMEOUT_S = 5.0
 HANDSHAKE_S = 3.0
 SESSION_S = 60
 VERSIONS = 2
+MAX_QUEUED = 2000
 SEND_BUFFER_BYTES = 4 << 20
 TOPIC_OVERHEAD_BYTES = 1024
 UNSUPPORTED_VERSION = ("Unsupported protocol version", "Unacceptable protocol version")
@@ -83,8 +84,9 @@ class Will:
 class Link:
     """One connection to the broker under `client_id`.
 
-    Speaks MQTT 5, and 3.1.1 to brokers that know no 5. The session outlives a short break, so
-    that messages in flight are not lost; a new `Link` starts with a clean one.
+    Speaks MQTT 5, and 3.1.1 to brokers that know no 5. The session outlives a short break: QoS 1
+    messages that were in flight, or published meanwhile, go out when the connection is back. A
+    new `Link` starts with a clean session.
     """
 
     def __init__(self, client_id: str, broker: BrokerConfig, will: Will | None = None) -> None:
@@ -95,8 +97,8 @@ class Link:
         self._subscriptions: dict[str, int] = {}
         self._limit = MAX_PACKET_BYTES
         self._client: paho.Client | None = None
+        self._resumable: paho.Client | None = None
         self._accepted = False
-        self._clean = True
         self._attempts = 0
         self.events: deque[LinkEvent] = deque()
 
@@ -137,17 +139,10 @@ class Link:
         Raises:
             BrokerError: if the broker cannot be reached, with what to check.
         """
-        self.close()
-        client = self._make_client()
         broker = self._broker
-        arguments: dict[str, Any] = {}
-        if self.speaks_v5:
-            arguments["clean_start"] = self._clean
-            arguments["properties"] = _properties(PacketTypes.CONNECT)
-            arguments["properties"].SessionExpiryInterval = SESSION_S
         where = f"the broker at {broker.host}:{broker.effective_port}"
         try:
-            client.connect(broker.host, broker.effective_port, broker.keepalive_s, **arguments)
+            self._client = self._resume() or self._begin()
         except ssl.SSLError as error:
             raise BrokerError(
                 f"{where} and this device do not agree on TLS: {error.reason or error}; "
@@ -157,11 +152,11 @@ class Link:
             raise BrokerError(
                 f"cannot reach {where}: {error}; is it running, and are host and port right?"
             ) from error
-        self._client = client
 
     def close(self) -> None:
         """End the connection politely, without the last will."""
         client, self._client = self._client, None
+        self._resumable = None
         self._accepted = False
         if client is None:
             return
@@ -227,7 +222,8 @@ class Link:
         Raises:
             BrokerError: if there is no connection, or the message is over the broker's limit.
         """
-        if self._client is None:
+        client = self._client or self._resumable
+        if client is None or (self._client is None and qos == 0):
             raise BrokerError("there is no connection to the broker")
         if len(payload) + TOPIC_OVERHEAD_BYTES > self._limit:
             raise BrokerError(
@@ -245,7 +241,26 @@ class Link:
                 properties.CorrelationData = correlation
             if expires_s is not None:
                 properties.MessageExpiryInterval = max(1, round(expires_s))
-        return self._client.publish(topic, payload, qos, retain, properties).mid
+        sent = client.publish(topic, payload, qos, retain, properties)
+        if sent.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
+            raise BrokerError("too many messages wait for the connection to the broker")
+        return sent.mid
+
+    def _resume(self) -> paho.Client | None:
+        # The client that was connected before sends again what the broker has not acknowledged.
+        if self._resumable is not None:
+            self._resumable.reconnect()
+        return self._resumable
+
+    def _begin(self) -> paho.Client:
+        client = self._make_client()
+        broker = self._broker
+        arguments: dict[str, Any] = {}
+        if self.speaks_v5:
+            arguments["properties"] = _properties(PacketTypes.CONNECT)
+            arguments["properties"].SessionExpiryInterval = SESSION_S
+        client.connect(broker.host, broker.effective_port, broker.keepalive_s, **arguments)
+        return client
 
     def _make_client(self) -> paho.Client:
         broker = self._broker
@@ -269,7 +284,7 @@ class Link:
             client.will_set(self._will.topic, self._will.payload, qos=1, retain=True)
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.max_inflight_messages_set(1000)
-        client.max_queued_messages_set(10_000)
+        client.max_queued_messages_set(MAX_QUEUED)
         client.on_socket_open = _tune_socket
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
@@ -282,14 +297,13 @@ class Link:
             self._lost(paho.error_string(code))
 
     def _lost(self, reason: str) -> None:
-        before_accept = not self._accepted
         client, self._client = self._client, None
         self._accepted = False
         sock = client.socket() if client else None
         if sock is not None:
             sock.close()
-        if before_accept:
-            self._attempts += 1
+        self._attempts += 1
+        if self._resumable is None:
             # Brokers that know no MQTT 5 may just hang up, so the versions take turns.
             self._version = (
                 MQTTProtocolVersion.MQTTv311 if self.speaks_v5 else MQTTProtocolVersion.MQTTv5
@@ -305,7 +319,7 @@ class Link:
             return
         self._accepted = True
         self._attempts = 0
-        self._clean = False
+        self._resumable = client
         offered = getattr(properties, "MaximumPacketSize", None)
         self._limit = min(MAX_PACKET_BYTES, offered or MAX_PACKET_BYTES)
         if self._subscriptions:

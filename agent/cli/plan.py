@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,8 +59,10 @@ def make_devices(count: int, gflops: str, link_mbit: float, latency_ms: float) -
         rates = [float(rate) for rate in gflops.split(",")]
     except ValueError as error:
         raise ConfigError(f"--gflops {gflops}: give numbers, as in 20 or 20,10") from error
-    if min(*rates, link_mbit, latency_ms + 1e-9) <= 0:
-        raise ConfigError("rates must be above 0")
+    if not all(0 < rate < math.inf for rate in (*rates, link_mbit)):
+        raise ConfigError("--gflops and --link-mbit must be above 0 and finite")
+    if not 0 <= latency_ms < math.inf:
+        raise ConfigError("--latency-ms must be at least 0 and finite")
     rates += [rates[-1]] * (count - len(rates))
     return [
         Device(
