@@ -1,9 +1,10 @@
 """The coordinator: one `handle(event, now)` that turns events into effects.
 
 Rules: a plan is computed for the devices that are there, prepared by all of its devices while the
-current plan serves, then announced; the loss of a device in a plan is acted on at once, joins and
-changes once the fleet has been quiet for `SETTLE_S`. After each announcement the plans for the
-loss of any one device are computed, and what they need is brought to the devices in advance.
+current plan serves, then announced, and announced again where a broker lost it; a device that a
+plan loses is acted on at once, joins and changes once the fleet was quiet for `SETTLE_S`. After
+each announcement the plans for the loss of any one device are computed, and what they need is
+brought to the devices in advance.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 SETTLE_S = 0.5
 REMIND_S = 5.0
+RETAINED_S = 2.0
 PREPARE_S = 120.0
 
 
@@ -62,13 +64,14 @@ class CoordinatorCore:
         }
         self._deploys: dict[str, Deploy] = {}
         self._retired: dict[str, int] = {}
+        self._retained: dict[str, tuple[int, str]] = {}
+        self._announce_at: float | None = None
         self._settle_at: float | None = now + SETTLE_S
 
     def next_timer(self) -> float | None:
         """Return when a `Tick` is due at the latest."""
         timers = [d.remind_at for d in self._deployments.values() if d.offered]
-        if self._settle_at is not None:
-            timers.append(self._settle_at)
+        timers += [at for at in (self._settle_at, self._announce_at) if at is not None]
         return min(timers, default=None)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -84,6 +87,7 @@ class CoordinatorCore:
             ev.Computed: self._computed,
             ev.ComputeFailed: self._compute_failed,
             ev.PreparedSeen: self._prepared_seen,
+            ev.Reconnected: self._reconnected,
             ev.Tick: self._tick,
         }
         before = self._shown()
@@ -125,6 +129,7 @@ class CoordinatorCore:
 
     def _header_seen(self, event: ev.HeaderSeen, now: float) -> list[Effect]:
         header = event.header
+        self._retained[header.model] = header.order
         deployment = self._deployments.get(header.model)
         if deployment is None:
             return [ev.Log("warning", "a plan of a model that is not deployed", header.model)]
@@ -136,8 +141,29 @@ class CoordinatorCore:
             return self._replan(deployment, now)
         return []
 
+    def _reconnected(self, _event: ev.Reconnected, now: float) -> list[Effect]:
+        # The broker needs a moment to send what it still has.
+        self._retained.clear()
+        self._announce_at = now + RETAINED_S
+        return []
+
+    def _announce_lost(self) -> list[Effect]:
+        lost = [
+            deployment.current
+            for name, deployment in self._deployments.items()
+            if deployment.current is not None
+            and deployment.current.coordinator == self._name
+            and deployment.current.order > self._retained.get(name, (0, ""))
+        ]
+        text = "announced again: the broker has lost the plan"
+        logs = [ev.Log("info", text, header.model, header.epoch) for header in lost]
+        return [*logs, *(ev.Announce(header) for header in lost)]
+
     def _tick(self, _event: ev.Tick, now: float) -> list[Effect]:
         effects: list[Effect] = []
+        if self._announce_at is not None and now >= self._announce_at:
+            self._announce_at = None
+            effects += self._announce_lost()
         for deployment in self._deployments.values():
             if deployment.offered and now >= deployment.remind_at:
                 effects += self._remind(deployment, deployment.offered, now)

@@ -126,6 +126,11 @@ class PreparedSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconnected:
+    """The connection to the broker is back; what the broker had retained may be lost."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -141,6 +146,7 @@ Event = (
     | Computed
     | ComputeFailed
     | PreparedSeen
+    | Reconnected
     | Tick
 )
 

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 FIRST_CONNECTION_S = 15.0
 STUCK_S = 120.0
 STATE_FILE = "deployments.json"
-# How long a broker that is back may take to send the plans that it has retained.
-RETAINED_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +66,6 @@ class CoordinatorService:
         self._file = folder / STATE_FILE
         self._core = CoordinatorCore(name, self._saved(), monotonic())
         self._models: tuple[wire.ModelState, ...] = ()
-        self._announced: dict[str, wire.PlanHeader] = {}
-        self._retained: dict[str, tuple[int, str]] = {}
-        self._announce_at: float | None = None
         will = wire.encode_json(self._status("offline"))
         self._link = Link(
             f"halomq-{config.fleet}-{name}", config.broker, Will(self._topics.status(name), will)
@@ -152,11 +147,7 @@ class CoordinatorService:
         if interval is not None and self._planner.busy_for() < STUCK_S and now >= self._watchdog_at:
             self._watchdog_at = now + interval / 2
             self._notifier.watchdog()
-        if self._announce_at is not None and now >= self._announce_at:
-            self._announce_at = None
-            self._announce_lost()
-        timers = (self._core.next_timer(), self._announce_at)
-        return min((timer for timer in timers if timer is not None), default=None)
+        return self._core.next_timer()
 
     def _connected(self) -> None:
         log("info", f"connected to the broker at {self._config.broker.host}")
@@ -166,8 +157,7 @@ class CoordinatorService:
             topics = self._topics
             self._link.subscribe(topics.inbox(self._name), topics.status("+"), topics.plan("+"))
         else:
-            self._retained.clear()
-            self._announce_at = monotonic() + RETAINED_S
+            self._handle(ev.Reconnected())
         self._publish_status()
         self._notifier.ready()
 
@@ -195,7 +185,7 @@ class CoordinatorService:
                 self._handle(ev.StatusSeen(check_status(status, address.subject)))
             case Kind.PLAN if message.payload:
                 header = wire.decode_json(message.payload, wire.PlanHeader)
-                self._header_seen(check_header(header, address.subject))
+                self._handle(ev.HeaderSeen(check_header(header, address.subject)))
             case Kind.INBOX:
                 self._control(wire.decode_json(message.payload, wire.Control))
 
@@ -233,7 +223,7 @@ class CoordinatorService:
             ev.ComputePlan: self._compute,
             ev.Tell: self._tell,
             ev.Announce: self._announce,
-            ev.Withdraw: self._withdraw,
+            ev.Withdraw: lambda e: self._publish(self._topics.plan(e.model), b"", retain=True),
             ev.Persist: self._persist,
             ev.Show: self._show,
             ev.Log: self._log,
@@ -259,28 +249,7 @@ class CoordinatorService:
 
     def _announce(self, effect: ev.Announce) -> None:
         header = effect.header
-        self._announced[header.model] = header
         self._publish(self._topics.plan(header.model), wire.encode_json(header), retain=True)
-
-    def _withdraw(self, effect: ev.Withdraw) -> None:
-        self._announced.pop(effect.model, None)
-        self._publish(self._topics.plan(effect.model), b"", retain=True)
-
-    def _header_seen(self, header: wire.PlanHeader) -> None:
-        self._retained[header.model] = header.order
-        mine = self._announced.get(header.model)
-        # Of a life before this one, which announced it.
-        if header.coordinator == self._name and (mine is None or header.order > mine.order):
-            self._announced[header.model] = header
-        self._handle(ev.HeaderSeen(header))
-
-    def _announce_lost(self) -> None:
-        """Announce again what a broker has lost that was killed, or what never reached it."""
-        deployed = {model.name for model in self._models}
-        for model, header in list(self._announced.items()):
-            if model in deployed and self._retained.get(model, (0, "")) < header.order:
-                log("info", "announced again: the broker has lost it", model=model)
-                self._announce(ev.Announce(header))
 
     def _persist(self, effect: ev.Persist) -> None:
         self._store.pin(effect.blobs)

@@ -8,7 +8,7 @@ import msgspec
 
 from agent.coordinator import CoordinatorCore
 from agent.coordinator import events as ev
-from agent.coordinator.core import PREPARE_S, REMIND_S, SETTLE_S
+from agent.coordinator.core import PREPARE_S, REMIND_S, RETAINED_S, SETTLE_S
 from agent.coordinator.membership import EXCLUDE_S
 from agent.wire.messages import (
     Capacity,
@@ -667,3 +667,25 @@ def test_models_are_planned_independently() -> None:
     effects = boss.do(computed("ab", package=other))
     assert [(header.model, header.epoch) for header in offers(effects)] == [("other", 1)]
     assert [model.state for model in only(ev.Show, effects)[-1].models] == ["serving", "preparing"]
+
+
+def test_a_plan_that_the_broker_lost_is_announced_again() -> None:
+    boss = serving("a", "b")
+    boss.do(ev.Reconnected())
+    (header,) = announced(boss.later(RETAINED_S))
+    assert header.epoch == 1
+    assert announced(boss.later(RETAINED_S)) == []
+
+
+def test_a_plan_that_the_broker_kept_is_not_announced_again() -> None:
+    boss = serving("a", "b")
+    boss.do(ev.Reconnected())
+    boss.do(ev.HeaderSeen(plan_of("a", "b", epoch=1)))
+    assert announced(boss.later(RETAINED_S)) == []
+
+
+def test_another_coordinators_newer_plan_is_not_written_over() -> None:
+    boss = serving("a", "b")
+    boss.do(ev.Reconnected())
+    boss.do(ev.HeaderSeen(plan_of("a", epoch=7, coordinator="other")))
+    assert announced(boss.later(RETAINED_S)) == []
