@@ -45,3 +45,12 @@ class FleetError(HaloMQError):
     """The fleet did not do what was asked: no coordinator, no devices, no answer in time."""
 
     exit_code = 7
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error as one sentence for a log line or an answer."""
+    if isinstance(error, HaloMQError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory; give the device a smaller part with runtime.memory_limit_mb"
+    return f"internal error, {type(error).__name__}: {error}".replace("\n", " ")

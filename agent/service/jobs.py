@@ -9,7 +9,7 @@ from agent.adapters.compute import LoadedProgram, Loader
 from agent.adapters.mapping import trim_heap
 from agent.adapters.media import decode_input
 from agent.answers import answer
-from agent.errors import HaloMQError, InputError
+from agent.errors import InputError
 from agent.wire.manifest import decode_manifest
 from agent.wire.program import decode_program
 from agent.wire.tensors import tensor_message
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     from agent.adapters.store import BlobStore
     from agent.wire.manifest import Manifest
     from agent.wire.program import Program
-
-
-def reason_of(error: Exception) -> str:
-    """Return an error as one sentence for a log line or an answer."""
-    if isinstance(error, HaloMQError):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return "out of memory; give the device a smaller part with runtime.memory_limit_mb"
-    return f"internal error, {type(error).__name__}: {error}".replace("\n", " ")
 
 
 class Jobs:

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
+from agent.errors import WireError
+
 PREFIX = "halomq/1"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -91,6 +93,17 @@ class Topics:
     def blob(self, digest: str) -> str:
         """Chunks (msgpack) of one content-addressed blob."""
         return f"{self.root}/blob/{digest}"
+
+    def address(self, topic: str) -> Address:
+        """Return what `topic` addresses.
+
+        Raises:
+            WireError: if it is none of this fleet's.
+        """
+        address = self.parse(topic)
+        if address is None:
+            raise WireError("not a topic of this fleet")
+        return address
 
     def parse(self, topic: str) -> Address | None:
         """Return what `topic` addresses, or None where it is none of this fleet's."""
