@@ -142,14 +142,17 @@ class Mqtt:
 
     def wait(self, met: Callable[[list[Message]], T], what: str) -> T:
         """Wait until `met(messages)` is true and return it."""
+        deadline = time.monotonic() + WAIT_S
         with self._changed:
-            found = self._changed.wait_for(lambda: met(self.messages), WAIT_S)
-            assert found, f"waited in vain for {what}; there came {self._topics()}"
+            # Now and then without a message, too: what is awaited may look at more than those.
+            while not (found := met(self.messages)):
+                came = [message.topic for message in self.messages]
+                assert time.monotonic() < deadline, f"waited in vain for {what}; came: {came}"
+                self._changed.wait(1.0)
             return found
 
     def wait_for(self, count: int, topic_end: str = "") -> list[Message]:
         """Wait for `count` messages on topics that end so, and return all of them."""
-
         if count <= 0:
             return []
 
@@ -158,9 +161,6 @@ class Mqtt:
             return mine if len(mine) >= count else []
 
         return self.wait(met, f"{count} messages on ...{topic_end}")
-
-    def _topics(self) -> list[str]:
-        return [message.topic for message in self.messages]
 
     def __enter__(self) -> Self:
         return self
@@ -248,9 +248,17 @@ class Field:
         """Return a client, to be entered."""
         return Client(config=self.config)
 
-    def mqtt(self, *filters: str, **options: Any) -> Mqtt:
-        """Return a plain MQTT client that has subscribed."""
-        return Mqtt(self.broker, *filters, **options)
+    def mqtt(self, *filters: str, protocol: MQTTProtocolVersion | None = None) -> Mqtt:
+        """Return a plain MQTT client that has logged in as the user and subscribed."""
+        broker = self.config.broker
+        password = broker.read_password()
+        return Mqtt(
+            self.broker,
+            *filters,
+            protocol=protocol or (V5 if self.broker.kind == "mosquitto" else V311),
+            login=(broker.username, password) if broker.username and password else None,
+            ca_file=broker.ca_file,
+        )
 
     def statuses(self) -> dict[str, Status]:
         """Return the retained statuses by device."""
@@ -262,40 +270,59 @@ class Field:
         with self.client() as client:
             return next((plan for plan in client.plans() if plan.model == model), None)
 
+    def wait_seen(self, met: Callable[[dict[str, Status], list[PlanHeader]], T], what: str) -> T:
+        """Wait until `met(statuses, plans)` is true of what the broker has retained."""
+        seen: list[object] = []
+
+        def found(messages: list[Message]) -> T:
+            self.fleet.check()
+            told = {message.topic: message.payload for message in messages}
+            statuses = [
+                decode_json(payload, Status)
+                for topic, payload in told.items()
+                if payload and topic.endswith("/status")
+            ]
+            plans = [
+                decode_json(payload, PlanHeader)
+                for topic, payload in told.items()
+                if payload and topic.endswith("/plan")
+            ]
+            seen[:] = [statuses, plans]
+            return met({status.device: status for status in statuses}, plans)
+
+        with self.mqtt(self.topics.status("+"), self.topics.plan("+")) as listener:
+            try:
+                return listener.wait(found, what)
+            except AssertionError as error:
+                raise AssertionError(f"{error}; there is {seen}") from None
+
     def wait_online(self) -> None:
         """Wait until every process of the fleet is online."""
 
-        def online() -> bool:
-            self.fleet.check()
+        def online(statuses: dict[str, Status], _plans: list[PlanHeader]) -> bool:
             ready = {
                 status.device
-                for status in self.statuses().values()
+                for status in statuses.values()
                 if status.state == "online"
                 and (status.capacity is not None or status.role == "coordinator")
             }
             return ready >= self.fleet.processes.keys()
 
-        wait_until(online, "every process to be online")
+        self.wait_seen(online, "every process to be online")
 
     def wait_for_plan(self, model: str, devices: Iterable[str], newer_than: int = 0) -> PlanHeader:
         """Wait until exactly `devices` serve a model, each with the plan that is announced."""
         wanted = set(devices)
-        seen: list[object] = []
 
-        def served() -> PlanHeader | None:
-            with self.client() as client:
-                header = next((plan for plan in client.plans() if plan.model == model), None)
-                statuses = {status.device: status for status in client.devices()}
-            seen[:] = [header, {device: status.plans for device, status in statuses.items()}]
+        def served(statuses: dict[str, Status], plans: list[PlanHeader]) -> PlanHeader | None:
+            header = next((plan for plan in plans if plan.model == model), None)
             if header is None or set(header.devices) != wanted or header.epoch <= newer_than:
                 return None
-            epochs = {statuses[d].plans.get(model) for d in wanted if statuses[d].state == "online"}
-            return header if epochs == {header.epoch} else None
+            told = [statuses[device] for device in wanted if device in statuses]
+            epochs = [status.plans.get(model) for status in told if status.state == "online"]
+            return header if epochs == [header.epoch] * len(wanted) else None
 
-        try:
-            found = wait_until(served, f"{model} on {', '.join(sorted(wanted))}")
-        except AssertionError as error:
-            raise AssertionError(f"{error}; there is {seen}") from None
+        found = self.wait_seen(served, f"{model} on {', '.join(sorted(wanted))}")
         assert found is not None
         return found
 

@@ -18,7 +18,6 @@ from tests.field.support import (
     WAIT_S,
     Field,
     MixedFleet,
-    Mqtt,
     Outcome,
     Reference,
     clean_environment,
@@ -36,6 +35,51 @@ if TYPE_CHECKING:
     from tests.conftest import SecureBroker
 
 pytestmark = pytest.mark.field
+
+
+def login(secure: SecureBroker, user: str = "alice") -> tuple[object, ...]:
+    """Return the flags with which a user logs in."""
+    password = secure.password_file(user)
+    return ("--tls", "--ca-file", secure.ca_file, "--username", user, "--password-file", password)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strangers(
+    secure_broker: SecureBroker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[tuple[str, str], subprocess.Popen[str]]]:
+    """Processes that may not log in, started first: an agent tries for a while."""
+    folder = tmp_path_factory.mktemp("strangers")
+    wrong, other = folder / "wrong", folder / "other.crt"
+    wrong.write_text("no such password\n")
+    request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    subprocess.run(
+        ["openssl", *request, "-nodes", "-keyout", folder / "key", "-out", other, "-subj", "/CN=x"],
+        check=True,
+        capture_output=True,
+    )
+    user = ("--username", "pi-1")
+    right = (*user, "--password-file", secure_broker.password_file("pi-1"))
+    flags: dict[str, tuple[object, ...]] = {
+        "wrong password": (*login(secure_broker)[:3], *user, "--password-file", wrong),
+        "unknown CA": (*right, "--tls", "--ca-file", other),
+        "no TLS": right,
+    }
+    started = {
+        (role, kind): subprocess.Popen(
+            command(role, *given, broker=secure_broker.broker),
+            env=clean_environment() | {"HALOMQ_DATA_DIR": str(folder / f"{role} {kind}")},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for role in ("agent", "coordinator", "devices")
+        for kind, given in flags.items()
+    }
+    yield started
+    for process in started.values():
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +112,6 @@ def secured(
         yield field
 
 
-def login(secure: SecureBroker, user: str = "alice") -> tuple[object, ...]:
-    """Return the flags with which a user logs in."""
-    password = secure.password_file(user)
-    return ("--tls", "--ca-file", secure.ca_file, "--username", user, "--password-file", password)
-
-
 def test_a_client_deploys_asks_and_removes_under_the_access_list(
     secured: Field, secure_broker: SecureBroker, vgg: Reference, tmp_path: Path
 ) -> None:
@@ -91,21 +129,12 @@ def test_a_client_deploys_asks_and_removes_under_the_access_list(
     assert halomq("remove", "thin", *flags, broker=broker).status == 0
 
 
-def test_requests_of_every_form_pass_the_access_list(
-    secured: Field, secure_broker: SecureBroker, vgg: Reference
-) -> None:
+def test_requests_of_every_form_pass_the_access_list(secured: Field, vgg: Reference) -> None:
     package = package_model(vgg.path, "forms")
     mine = secured.topics.root + "/device/alice/response/7"
-    password = secure_broker.password("alice")
     with (
         secured.client() as client,
-        Mqtt(
-            secured.broker,
-            mine,
-            secured.topics.result("forms", "+"),
-            login=("alice", password),
-            ca_file=secure_broker.ca_file,
-        ) as user,
+        secured.mqtt(mine, secured.topics.result("forms", "+")) as user,
     ):
         header = client.deploy(package.package, package.blobs)
         assert len(header.devices) == 2
@@ -142,73 +171,6 @@ def test_a_request_survives_a_killed_agent_under_the_access_list(
         client.remove("survivor")
 
 
-@pytest.fixture(scope="module")
-def strangers(
-    secure_broker: SecureBroker, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Outcome]:
-    """How agents end that may not log in. All are started at once, for some try for a while."""
-    folder = tmp_path_factory.mktemp("strangers")
-    wrong = folder / "wrong"
-    wrong.write_text("no such password\n")
-    other = folder / "other.crt"
-    request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    subprocess.run(
-        ["openssl", *request, "-nodes", "-keyout", folder / "key", "-out", other, "-subj", "/CN=x"],
-        check=True,
-        capture_output=True,
-    )
-    user = ("--username", "pi-1")
-    right = (*user, "--password-file", secure_broker.password_file("pi-1"))
-    trusted, untrusted = ("--ca-file", secure_broker.ca_file), ("--ca-file", other)
-    given: dict[str, tuple[object, ...]] = {
-        "wrong password": (*user, "--password-file", wrong, "--tls", *trusted),
-        "unknown CA": (*right, "--tls", *untrusted),
-        "no TLS": right,
-    }
-    started = {
-        (role, kind): subprocess.Popen(
-            command(role, "--data-dir", folder / role, *flags, broker=secure_broker.broker),
-            env=clean_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for role in ("agent", "coordinator", "devices")
-        for kind, flags in given.items()
-        if role != "devices"
-    }
-    ended = {}
-    for (role, kind), process in started.items():
-        out, err = process.communicate(timeout=WAIT_S)
-        ended[f"{role}, {kind}"] = Outcome(process.returncode, out, err)
-    for kind, flags in given.items():
-        ended[f"devices, {kind}"] = halomq("devices", *flags, broker=secure_broker.broker)
-    return ended
-
-
-@pytest.mark.parametrize("role", ["devices", "agent", "coordinator"])
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("wrong password", "check username and password_file"),
-        ("unknown CA", "check ca_file"),
-        ("no TLS", ""),
-    ],
-)
-def test_who_may_not_log_in_is_told_why(
-    strangers: dict[str, Outcome], role: str, kind: str, words: str
-) -> None:
-    ended = strangers[f"{role}, {kind}"]
-    assert ended.status == 5, ended.err
-    assert "Traceback" not in ended.err
-    # An agent logs each try before; its last line is the message.
-    last = ended.err.strip().splitlines()[-1]
-    assert last.startswith("halomq: ")
-    assert words in last
-    if role == "devices":
-        ended.check_refused(5, words)
-
-
 def test_the_fleet_works_on_the_embedded_broker(
     tmp_path: Path, defects: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,3 +191,28 @@ def test_the_fleet_works_on_the_embedded_broker(
             fleet.kill("device-2")
             wait_until(lambda: field.statuses()["device-2"].state == "offline", "the last will")
             assert field.infer(defects, picture(3)).devices == ("device-1",)
+
+
+@pytest.mark.parametrize("role", ["devices", "agent", "coordinator"])
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("wrong password", "check username and password_file"),
+        ("unknown CA", "check ca_file"),
+        ("no TLS", ""),
+    ],
+)
+def test_who_may_not_log_in_is_told_why(
+    strangers: dict[tuple[str, str], subprocess.Popen[str]], role: str, kind: str, words: str
+) -> None:
+    process = strangers[role, kind]
+    _, err = process.communicate(timeout=WAIT_S)
+    if role == "devices":
+        Outcome(process.returncode, "", err).check_refused(5, words)
+        return
+    # An agent logs each try; what it ends with is the message.
+    assert process.returncode == 5, err
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("halomq: ")
+    assert words in last

@@ -55,21 +55,9 @@ def test_mosquitto_pub_and_sub_are_all_that_is_needed(
     address = ("-h", home.broker.host, "-p", str(home.broker.port))
     # -d says "Subscribed" once the broker has granted it, at once if stdout is kept by lines:
     # only then may the request go out.
+    options = ("-d", "-C", "1", "-W", str(int(WAIT_S)), "-t", home.topics.result(vgg.name, name))
     waiting = subprocess.Popen(
-        [
-            "stdbuf",
-            "-oL",
-            "mosquitto_sub",
-            *PLAIN,
-            *address,
-            "-d",
-            "-C",
-            "1",
-            "-W",
-            str(int(WAIT_S)),
-        ]
-        + ["-t", home.topics.result(vgg.name, name)],
-        stdout=subprocess.PIPE,
+        ["stdbuf", "-oL", "mosquitto_sub", *PLAIN, *address, *options], stdout=subprocess.PIPE
     )
     assert waiting.stdout is not None
     with waiting:
@@ -86,7 +74,7 @@ def test_mosquitto_pub_and_sub_are_all_that_is_needed(
 
 @pytest.mark.parametrize("tensors", [False, True])
 def test_jpeg_png_npy_and_msgpack_of_one_picture_have_one_answer(
-    home: Field, vgg: Reference, tensors: bool
+    home: Field, vgg: Reference, *, tensors: bool
 ) -> None:
     jpeg, pixels = photo(vgg.size)
     png = io.BytesIO()
@@ -155,7 +143,7 @@ def test_an_mqtt_5_client_gets_its_answer_where_it_wants_it(home: Field, vgg: Re
 
 @pytest.mark.parametrize("same", [True, False], ids=["same picture", "another picture"])
 def test_an_id_that_is_used_twice_is_answered_twice(
-    home: Field, vgg: Reference, same: bool
+    home: Field, vgg: Reference, *, same: bool
 ) -> None:
     name = new_id()
     payloads = [picture(4), picture(4 if same else 5)]
@@ -255,7 +243,7 @@ def test_a_retained_request_does_not_run_when_an_agent_comes(
             user.wait_for(1, after)
             for device in home.fleet.names:
                 wait_until(
-                    lambda device=device: "a retained request" in home.log(device),  # type: ignore[misc]
+                    lambda: "a retained request" in home.log(device),  # noqa: B023
                     f"{device} to say why it refuses the request",
                 )
             assert [message.request for message in user.messages] == [after]
