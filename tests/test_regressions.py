@@ -1,10 +1,11 @@
-"""One test for each defect that was found in the cores, codecs and the store, named w (worker),
-c (coordinator), t (transfer), p (wire) and a (adapters).
+"""One test for each defect that was found in the cores, the codecs and the store.
+
+Named w (worker), c (coordinator), t (transfer), p (wire) and a (adapters).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgpack
 import msgspec
@@ -37,6 +38,9 @@ from tests.coordinator.test_core import (
 )
 from tests.worker import test_core as worker_tests
 from tests.worker.test_core import KEY, answers, plan, running
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_w1_bad_input_is_not_decoded_again_and_again_by_others() -> None:

@@ -295,12 +295,16 @@ def test_a_blob_that_no_store_could_hold_is_refused(home: Field, vgg: Reference)
 
 
 @pytest.mark.parametrize(
-    ("part", "words"), [("graph", "the graph is damaged"), ("manifest", "the manifest")]
+    ("part", "content", "words"),
+    [
+        ("graph", b"this is no ONNX", "the graph is damaged"),
+        ("manifest", b"this is no JSON", "not a manifest"),
+        ("manifest", b'{"task":"classification","labels":["one"]}', "labels"),
+    ],
 )
 def test_a_deployed_part_that_is_no_such_thing_is_refused(
-    home: Field, vgg: Reference, part: str, words: str
+    home: Field, vgg: Reference, part: str, content: bytes, words: str
 ) -> None:
-    content = b"this is neither ONNX nor JSON"
     ref = BlobRef(sha256(content).hexdigest(), len(content))
     package, blobs = lying(vgg, **{part: ref})
     blobs[ref.digest] = content

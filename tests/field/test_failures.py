@@ -12,6 +12,7 @@ import pytest
 from agent.adapters.fleet import ProcessFleet
 from agent.packaging import package_model
 from agent.wire.messages import Control, PlanHeader, Standby, decode_answer, decode_json
+from models.vgg16 import build
 from tests.conftest import need_mosquitto
 from tests.field.support import (
     WAIT_S,
@@ -56,6 +57,12 @@ def field(struck: Field, defects: Reference) -> Field:
     return struck
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """A model so small that to share it would only cost time."""
+    return Reference(build(tmp_path_factory.mktemp("tiny"), size=32, width=8, classes=4), "tiny")
+
+
 def plan_of(field: Field, model: Reference) -> PlanHeader:
     plan = field.plan(model.name)
     assert plan is not None
@@ -68,13 +75,19 @@ def new_ids(count: int) -> list[str]:
 
 
 def stream(
-    field: Field, model: Reference, user: Mqtt, act: Callable[[], None], *, window: int
+    field: Field,
+    model: Reference,
+    user: Mqtt,
+    act: Callable[[], None],
+    *,
+    window: int,
+    count: int = REQUESTS,
 ) -> dict[str, Message]:
     """Send requests, `window` at a time, and `act` once the first is answered.
 
     Checks that each has one answer, that of a single device, and returns them.
     """
-    sent = dict(zip(new_ids(REQUESTS), (picture(n) for n in range(REQUESTS)), strict=True))
+    sent = dict(zip(new_ids(count), (picture(n) for n in range(count)), strict=True))
     acted = False
     for number, (name, payload) in enumerate(sent.items()):
         user.wait_for(number + 1 - window)
@@ -85,7 +98,7 @@ def stream(
     if not acted:
         user.wait_for(1)
         act()
-    user.wait_for(REQUESTS)
+    user.wait_for(count)
     # What comes after this one's answer is no second answer to the others.
     (last,) = new_ids(1)
     user.publish(field.topics.infer(model.name, last, tensors=True), picture(0))
@@ -195,6 +208,21 @@ def test_an_agent_leaves_on_sigterm_and_loses_no_request(field: Field, defects: 
     assert field.statuses()[leaving].state == "offline"
     rest = set(field.fleet.names) - {leaving}
     field.wait_for_plan(defects.name, rest, newer_than=before.epoch)
+
+
+def test_the_only_agent_of_a_plan_leaves_and_loses_no_request(
+    field: Field, tiny: Reference
+) -> None:
+    # Nobody else has its requests: those that it has it must finish, and go on taking them until
+    # another agent does.
+    before = field.deploy(tiny)
+    (leaving,) = before.devices
+    process = field.fleet.processes.pop(leaving)
+    with field.mqtt(field.topics.result(tiny.name, "+")) as user:
+        stream(field, tiny, user, process.terminate, window=WINDOW, count=10 * REQUESTS)
+    assert process.wait(WAIT_S) == 0, field.log(leaving)
+    with field.client() as client:
+        client.remove(tiny.name)
 
 
 def test_without_its_coordinator_the_fleet_serves_and_it_comes_back_to_the_same_plan(
