@@ -24,10 +24,10 @@ import numpy as np
 from agent.adapters.mqtt import HANDSHAKE_S, Connected, Disconnected, Link, Received
 from agent.adapters.store import MemoryBlobs
 from agent.config import BrokerConfig, Config
-from agent.errors import BrokerError, FleetError, WireError
+from agent.errors import BrokerError, ConfigError, FleetError, WireError
 from agent.service.transfer import TransferService
 from agent.wire import messages as wire
-from agent.wire.topics import Topics
+from agent.wire.topics import NAME, Topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from agent.wire.model import ModelPackage
 
 QUIET_S = 0.4
+FIRST_WAIT_S = 1.0
 DEPLOY_SILENCE_S = 120.0
 
 
@@ -61,13 +62,16 @@ class Client:
     ) -> None:
         self._config = config or Config(fleet=fleet, broker=BrokerConfig(host=host, port=port))
         broker = self._config.broker
-        user = re.sub(r"[^A-Za-z0-9]", "", getpass.getuser()) or "client"
-        self.name = broker.username or f"{user}-{secrets.token_hex(3)}"
+        self.name = _checked(broker.username or f"{_user()}-{secrets.token_hex(3)}", "user name")
         self._topics = Topics(self._config.fleet)
         self._link = Link(f"halomq-{self._config.fleet}-{self.name}-{secrets.token_hex(3)}", broker)
         self._received: list[Received] = []
 
     def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def _open(self) -> None:
         self._link.connect()
         opened = time.monotonic()
         # Ends: taking the events raises once every version of the protocol has failed.
@@ -79,7 +83,6 @@ class Client:
                 self._link.connect()
                 opened = time.monotonic()
             self._pump(0.1)
-        return self
 
     def __exit__(
         self,
@@ -130,11 +133,13 @@ class Client:
         tensors: bool = False,
         timeout_s: float = 30.0,
         content_type: str | None = None,
+        traces: bool = False,
     ) -> str:
-        """Publish a request and return its id, for `answer` and `traces`."""
+        """Publish a request and return its id, for `answer` and, if told so here, `traces`."""
         payload = _payload(request)
         name = f"{self.name}-{secrets.token_hex(4)}"
-        self._link.subscribe(self._topics.result(model, name), self._topics.trace(model, name))
+        topics = [self._topics.result(_checked(model, "model name"), name)]
+        self._link.subscribe(*topics, *([self._topics.trace(model, name)] if traces else []))
         self._link.publish(
             self._topics.infer(model, name, tensors=tensors),
             payload,
@@ -150,14 +155,16 @@ class Client:
             FleetError: if nothing answers within `timeout_s`.
         """
         topic = self._topics.result(model, name)
-        payload = self._wait(lambda: self._take(topic), timeout_s)
+        try:
+            payload = self._wait(lambda: self._take(topic), timeout_s)
+        finally:
+            self._link.unsubscribe(topic)
         if payload is None:
             known = [header.model for header in self.plans()]
             if model not in known:
                 listed = ", ".join(known) or "none"
                 raise FleetError(f"model {model} is not deployed here; deployed: {listed}")
             raise FleetError(f"no answer within {timeout_s:g} s; see `halomq devices`")
-        self._link.unsubscribe(topic)
         answer: Answer = wire.decode_answer(payload)
         return answer
 
@@ -230,7 +237,12 @@ class Client:
             FleetError: if there is no coordinator, or no such model.
         """
         reference = secrets.token_hex(8)
-        self._ask_coordinator(wire.Remove(self.name, reference, model), reference, _silent, None)
+        self._ask_coordinator(
+            wire.Remove(self.name, reference, _checked(model, "model name")),
+            reference,
+            _silent,
+            None,
+        )
 
     def _ask_coordinator(
         self,
@@ -247,10 +259,10 @@ class Client:
             payload = self._wait(lambda: self._take(inbox), DEPLOY_SILENCE_S)
             if payload is None:
                 raise FleetError(
-                    f"coordinator {coordinator} accepted the model but it is not served yet: "
+                    f"coordinator {coordinator} has not finished within {DEPLOY_SILENCE_S:g} s; "
                     "are there agents? See `halomq devices`"
                 )
-            progress = wire.decode_json(payload, wire.Control)
+            progress = _tolerant(payload, wire.Control)
             if isinstance(progress, wire.Want) and source is not None:
                 source.take(progress)
             if not isinstance(progress, wire.Progress) or progress.reference != reference:
@@ -274,7 +286,7 @@ class Client:
         self._link.subscribe(topic)
         found: dict[str, Any] = {}
         deadline = time.monotonic() + wait_s
-        quiet_since = time.monotonic()
+        quiet_since = time.monotonic() + FIRST_WAIT_S - QUIET_S
         while (now := time.monotonic()) < deadline and now - quiet_since < QUIET_S:
             self._pump(0.05)
             for message in self._drain(topic):
@@ -307,11 +319,12 @@ class Client:
         return result
 
     def _pump(self, timeout_s: float) -> None:
-        sock = self._link.socket
-        if sock is None:
-            raise BrokerError("the connection to the broker was lost")
-        writers = [sock] if self._link.wants_write else []
-        readable, writable, _ = select.select([sock], writers, [], timeout_s)
+        if self._link.socket is None:
+            # A client that was idle for long sent no pings meanwhile, so the broker hung up.
+            self._open()
+        sockets = [sock] if (sock := self._link.socket) else []
+        writers = sockets if self._link.wants_write else []
+        readable, writable, _ = select.select(sockets, writers, [], timeout_s)
         if readable or self._link.has_pending:
             self._link.read()
         if writable:
@@ -328,6 +341,22 @@ class Client:
                 raise BrokerError(event.reason)
             elif isinstance(event, Connected):
                 continue
+
+
+def _user() -> str:
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "client"
+    return re.sub(r"[^A-Za-z0-9]", "", name)[:40] or "client"
+
+
+def _checked(name: str, what: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{what} {name!r}: use letters, digits, dot, dash and underscore, at most 64"
+        )
+    return name
 
 
 def _tolerant(payload: bytes, kind: Any) -> Any:

@@ -158,7 +158,7 @@ class RequestConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ] = 16
     max_payload_mb: Annotated[
         int,
-        Meta(ge=1, le=255, description="largest request; the broker's max_packet_size must fit"),
+        Meta(ge=1, le=8, description="largest request; the broker's max_packet_size must fit"),
     ] = 8
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.adapters.compute import Loader, gather
 from agent.adapters.store import MemoryBlobs
+from agent.errors import HaloMQError
 from agent.wire.messages import Piece, PlanHeader
 from agent.wire.program import blob_ref, encode_program, plan_digest
 from agent.worker import WorkerCore
@@ -74,7 +75,7 @@ class LocalFleet:
         """Run one request on all devices; return the outputs by name.
 
         Raises:
-            RuntimeError: if the programs do not lead to an answer.
+            HaloMQError: if the programs do not lead to an answer.
         """
         self._image = ArrayImage(image)
         self._outputs = {}
@@ -86,7 +87,7 @@ class LocalFleet:
             self._post(device, ev.RequestArrived(key.model, name, FINGERPRINT, b"", ev.ReplyTo()))
         self._settle()
         if not self._outputs:
-            raise RuntimeError(self._failure or "the programs ended without an answer")
+            raise HaloMQError(self._failure or "the programs ended without an answer")
         for device in self._cores:
             self._post(device, ev.ResultSeen(key))
         self._settle()

@@ -113,4 +113,6 @@ def relative_error(reference: NDArray[Any], other: NDArray[Any]) -> float:
     difference = np.where(same, 0.0, np.abs(exact - near))
     scale = float(np.max(np.abs(exact), initial=0.0, where=np.isfinite(exact)))
     largest = float(np.max(difference, initial=0.0))
+    if np.isnan(largest):
+        return float("inf")
     return largest / scale if scale > 0 else largest

@@ -48,7 +48,7 @@ class Side:
         """Send one request; return its latency in ms at the client, and the devices' traces."""
         name, payload = self._demo.name, self._demo.payload
         started = time.perf_counter()
-        request = self._client.send(name, payload)
+        request = self._client.send(name, payload, traces=True)
         answer = self._client.answer(name, request)
         elapsed = (time.perf_counter() - started) * 1e3
         if not answer.ok:

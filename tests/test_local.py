@@ -128,7 +128,7 @@ def test_it_counts_what_the_devices_would_have_sent() -> None:
 def test_programs_that_lead_nowhere_are_an_error() -> None:
     programs, blobs = plan()
     lonely = {"a": msgspec.structs.replace(programs["a"], sends=())}
-    with pytest.raises(RuntimeError, match="without an answer"):
+    with pytest.raises(HaloMQError, match="without an answer"):
         LocalFleet(lonely, blobs, OPTIONS).infer(image(1))
 
 

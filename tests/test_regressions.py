@@ -20,6 +20,7 @@ from agent.errors import StoreError, WireError
 from agent.transfer import Fetcher, Provider
 from agent.transfer import events as tr
 from agent.transfer.fetcher import GIVE_UP_S
+from agent.verification import relative_error
 from agent.wire import messages as wire
 from agent.wire.program import blob_ref, decode_program
 from agent.wire.tensors import decode_tensor
@@ -359,3 +360,52 @@ def test_a2_a_blob_that_can_never_fit_evicts_nothing(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         store.put(blob_ref(large).digest, large)
     assert blob_ref(small).digest in store
+
+
+def test_w10_devices_on_standby_take_over_a_plan_of_one_device() -> None:
+    device = worker_tests.Device("b")
+    watch = device.do(ev.StandbyOffered(wire.Standby("m", "boss", (ref("spare"),))))
+    assert [effect.model for effect in only(ev.Watch, watch)] == ["m"]
+    device.ask()
+    device.do(ev.PlanAnnounced("m", header_of(chain([{"a": (0, 8)}], 8, "a"), 1)))
+    programs = chain([{"b": (0, 8)}], 8, "b")
+    effects = device.serve(header_of(programs, 2), programs["b"])
+    assert [job.key.request for job in only(ev.Decode, effects)] == ["r1"]
+
+
+def test_w11_a_removed_model_is_no_longer_fetched_for_or_watched() -> None:
+    device = worker_tests.Device("b")
+    device.do(ev.StandbyOffered(wire.Standby("m", "boss", (ref("spare"),))))
+    effects = device.do(ev.PlanAnnounced("m", None))
+    assert [fetch.ticket for fetch in only(ev.CancelFetch, effects)] == ["m/standby"]
+    assert [unwatch.model for unwatch in only(ev.Unwatch, effects)] == ["m"]
+
+
+def test_c11_a_failure_after_a_restart_keeps_the_deployment() -> None:
+    boss = boss_tests.Boss((PACKAGE, 7))
+    boss.online("a")
+    boss.later(SETTLE_S)
+    boss.do(cev.ComputeFailed(PACKAGE, frozenset("a"), "too little memory"))
+    boss.online("b")
+    assert computes(boss.later(SETTLE_S)) == [["a", "b"]]
+
+
+def test_t4_a_fetch_that_is_replaced_leaves_nothing_behind() -> None:
+    fetcher = Fetcher("a")
+    fetcher.fetch("m/standby", {digest_of("old"): 10}, "boss", 0.0)
+    effects = fetcher.fetch("m/standby", {digest_of("new"): 10}, "boss", 1.0)
+    assert [ignore.digest for ignore in only(tr.Ignore, effects)] == [digest_of("old")]
+    assert fetcher.absent(digest_of("old"), "gone") == []
+
+
+def test_t5_a_holder_is_given_its_time_from_when_it_is_asked() -> None:
+    fetcher = Fetcher("a")
+    fetcher.fetch("first", {digest_of(str(n)): 10 for n in range(8)}, "slow", 0.0)
+    fetcher.fetch("second", {digest_of("later"): 10}, "quick", 0.0)
+    for number in range(8):
+        fetcher.stored(digest_of(str(number)), 2 * GIVE_UP_S)
+    assert only(tr.Failed, fetcher.tick(2 * GIVE_UP_S + 1.0)) == []
+
+
+def test_v1_a_nan_is_no_small_error() -> None:
+    assert relative_error(np.ones(2), np.array([np.nan, 1.0])) == float("inf")

@@ -62,7 +62,8 @@ class ProcessFleet:
     def start(self, name: str) -> None:
         """Start the agent or coordinator `name` (again)."""
         role = "coordinator" if name == "coordinator" else "agent"
-        environment = os.environ | {
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("HALOMQ_")}
+        environment = inherited | {
             "HALOMQ_BROKER_HOST": self.broker.host,
             "HALOMQ_BROKER_PORT": str(self.broker.port),
             "HALOMQ_DATA_DIR": str(self._folder / name),

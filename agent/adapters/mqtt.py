@@ -7,6 +7,7 @@ for its size is refused here, because paho would send it again for ever.
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 from collections import deque
@@ -29,7 +30,9 @@ CONNECT_TIMEOUT_S = 5.0
 HANDSHAKE_S = 3.0
 SESSION_S = 60
 VERSIONS = 2
+MAX_IN_FLIGHT = 1000
 MAX_QUEUED = 2000
+CLOSE_S = 1.0
 SEND_BUFFER_BYTES = 4 << 20
 TOPIC_OVERHEAD_BYTES = 1024
 UNSUPPORTED_VERSION = ("Unsupported protocol version", "Unacceptable protocol version")
@@ -118,6 +121,11 @@ class Link:
         return self._version == MQTTProtocolVersion.MQTTv5
 
     @property
+    def largest_payload(self) -> int:
+        """How many bytes a message may have, for this broker and for HaloMQ."""
+        return self._limit - TOPIC_OVERHEAD_BYTES
+
+    @property
     def socket(self) -> socket.socket | None:
         """The socket to wait on, while there is one."""
         return self._client.socket() if self._client else None  # type: ignore[return-value]
@@ -162,11 +170,14 @@ class Link:
             return
         client.on_disconnect = None
         client.disconnect()
-        while client.want_write() and client.loop_write() == MQTTErrorCode.MQTT_ERR_SUCCESS:
-            pass
         sock = client.socket()
-        if sock is not None:
-            sock.close()
+        if sock is None:
+            return
+        # A peer that does not read must not keep the process from ending.
+        while client.want_write() and select.select([], [sock], [], CLOSE_S)[1]:
+            if client.loop_write() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                break
+        sock.close()
 
     def abandon(self) -> None:
         """End a connection that the broker does not answer; the next one speaks another version.
@@ -225,7 +236,7 @@ class Link:
         client = self._client or self._resumable
         if client is None or (self._client is None and qos == 0):
             raise BrokerError("there is no connection to the broker")
-        if len(payload) + TOPIC_OVERHEAD_BYTES > self._limit:
+        if len(payload) > self.largest_payload:
             raise BrokerError(
                 f"a message of {len(payload)} bytes to {topic} is over the limit of {self._limit} "
                 "bytes; send a smaller picture, or raise the broker's max_packet_size"
@@ -283,7 +294,7 @@ class Link:
         if self._will is not None:
             client.will_set(self._will.topic, self._will.payload, qos=1, retain=True)
         client.connect_timeout = CONNECT_TIMEOUT_S
-        client.max_inflight_messages_set(1000)
+        client.max_inflight_messages_set(MAX_IN_FLIGHT)
         client.max_queued_messages_set(MAX_QUEUED)
         client.on_socket_open = _tune_socket
         client.on_connect = self._on_connect
@@ -322,6 +333,8 @@ class Link:
         self._resumable = client
         offered = getattr(properties, "MaximumPacketSize", None)
         self._limit = min(MAX_PACKET_BYTES, offered or MAX_PACKET_BYTES)
+        allowed = getattr(properties, "ReceiveMaximum", None)
+        client.max_inflight_messages_set(min(MAX_IN_FLIGHT, allowed or MAX_IN_FLIGHT))
         if self._subscriptions:
             client.subscribe(list(self._subscriptions.items()))
         self.events.append(Connected())
@@ -329,6 +342,7 @@ class Link:
     def _refused(self, name: str) -> None:
         if name in UNSUPPORTED_VERSION:
             return
+        self._attempts += 1
         client, self._client = self._client, None
         if client is not None:
             client.on_disconnect = None

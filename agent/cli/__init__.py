@@ -42,3 +42,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"halomq: this needs {error.name}: pip install 'halomq[demo]'\n")
+        raise SystemExit(2) from None
+    except OSError as error:
+        sys.stderr.write(f"halomq: {error.filename or 'the system'}: {error.strerror}\n")
+        raise SystemExit(1) from None

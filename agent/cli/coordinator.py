@@ -22,14 +22,7 @@ def coordinator(config: Config) -> None:
     Example: halomq coordinator --host broker.local --fleet workshop
     """
     from agent.adapters.logs import start_logging
-    from agent.errors import ConfigError
-
-    try:
-        from agent.service.coordinator import CoordinatorService
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"a coordinator needs the package {error.name}: pip install 'halomq[planner]'"
-        ) from error
+    from agent.service.coordinator import CoordinatorService
 
     own = config.device
     name = config.broker.username or (own if own.startswith(ROLE) else f"{ROLE}-{own}")

@@ -103,11 +103,12 @@ def _perform(
                 act = Demo(fleet, picked, report)
                 with Client(config=act.config) as client:
                     act.wait_for_devices(client)
-                    reference = act.reference()
+                reference = act.reference()
+                with Client(config=act.config) as client:
                     header = act.deploy(client)
                     served = act.serve(client, header, reference)
-                    last = name == names[-1] and len(header.devices) > 1
-                    recovery = act.survive(client, served, reference) if last else None
+                    kill = name == names[-1] and devices > 1
+                    recovery = act.survive(client, served, reference) if kill else None
                 acts[act.name] = _summary(act.name, fleet, served, reference, recovery)
                 _show(console, act.name, served, reference, recovery)
                 _save_picture(console, output, act.name, picked.picture, served)
@@ -166,6 +167,10 @@ def _show(
 ) -> None:
     console.print(f"\n[bold]{name}[/] on {', '.join(served.header.devices)}")
     console.print(f"  answer: {_answer_text(served.answer)}")
+    if len(served.header.devices) == 1:
+        console.print(
+            "  [yellow]sharing it would be slower here, so the planner chose one device[/]"
+        )
     same = "the same" if served.answer == reference.answer else "DIFFERENT"
     console.print(f"  one device's answer is {same}; its output is {_exactness(served)}")
     console.print(

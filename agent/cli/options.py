@@ -45,10 +45,11 @@ def configured(command: Callable[..., None], *, device: bool = False) -> Callabl
 
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> None:
-        from agent.config import load_config
+        from agent.config import FILE_VARIABLE, load_config
 
         given = {setting: arguments.pop(name) for setting, name in names.items()}
-        file = given.pop("config_file")
+        named = os.environ.get(FILE_VARIABLE)
+        file = given.pop("config_file") or (Path(named) if named else None)
         command(config=load_config(file, os.environ, given), **arguments)
 
     signature = inspect.signature(command, eval_str=True)

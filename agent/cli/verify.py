@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from agent.cli.options import Json, print_json
 from agent.cli.plan import Devices
-from agent.errors import ModelError
+from agent.errors import ConfigError, ModelError
 
 
 def verify(
@@ -31,7 +32,7 @@ def verify(
 
     try:
         verdict = verify_model(model, devices, seed=seed)
-    except ModelError as error:
+    except (ModelError, ConfigError) as error:
         if as_json:
             print_json(
                 {
@@ -54,7 +55,7 @@ def verify(
                 "model": verdict.model,
                 "ok": right,
                 "identical": verdict.identical,
-                "max_rel_error": verdict.max_rel_error,
+                "max_rel_error": verdict.max_rel_error if verdict.max_rel_error < inf else None,
                 "devices": verdict.devices,
                 "blocks": verdict.blocks,
                 "distributed_share": verdict.distributed_share,

@@ -316,7 +316,7 @@ class CoordinatorCore:
             return [log, *self._replan(deployment, now)]
         deployment.state = f"cannot be planned: {event.reason}"
         effects = [log, *self._refuse_waiting(deployment, event.reason)]
-        if deployment.current is None:
+        if deployment.current is None and deployment.epoch == 0:
             del self._deployments[name]
             effects.append(self._persist())
         return effects

@@ -128,7 +128,7 @@ class Demo:
         latencies = []
         for number in range(WARM_UP + REPEATS):
             started = time.perf_counter()
-            name = client.send(self.name, self.payload, timeout_s=60.0)
+            name = client.send(self.name, self.payload, timeout_s=60.0, traces=True)
             told = _checked(client.answer(self.name, name, 60.0))
             latencies.append((time.perf_counter() - started) * 1e3)
             self._report("sending requests", (number + 1) / (WARM_UP + REPEATS))
@@ -150,7 +150,8 @@ class Demo:
         Raises:
             FleetError: if the request fails, or always ended before the kill took effect.
         """
-        victims = list(served.header.devices[1:])
+        used = served.header.devices
+        victims = list(used[1:] or used)
         for attempt in range(min(KILL_ATTEMPTS, len(victims))):
             victim = victims[attempt]
             self._report(f"killing {victim} in flight", attempt / KILL_ATTEMPTS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from agent import __version__
 from agent.adapters.capacity import measure_capacity, measure_health, runtime_versions
 from agent.adapters.compute import gather
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from agent.wire.program import Program
 
 STATUS_EVERY_S = 15.0
-LEAVE_S = 5.0
+LEAVE_S = 30.0
 LINGER_S = 1.0
 LEAVING_TURN_S = 0.05
 
@@ -291,11 +293,18 @@ class AgentService(Member):
     def _publish_answer(self, effect: ev.PublishAnswer) -> None:
         answer, reply = effect.answer, effect.reply
         payload = wire.encode_answer(answer)
+        if len(payload) > self.link.largest_payload:
+            text = f"the answer has {len(payload)} bytes, more than the broker takes"
+            answer = msgspec.structs.replace(
+                answer, ok=False, result=None, outputs=None, error=wire.Failure("compute", text)
+            )
+            payload = wire.encode_answer(answer)
         kind = "application/msgpack" if answer.outputs is not None else "application/json"
         told = {"content_type": kind, "correlation": reply.correlation}
-        if reply.response_topic:
+        topic = self.topics.result(answer.model, answer.request)
+        self.publish(topic, payload, **told)
+        if reply.response_topic and reply.response_topic != topic:
             self.publish(reply.response_topic, payload, **told)
-        self.publish(self.topics.result(answer.model, answer.request), payload, **told)
 
     def _publish_trace(self, effect: ev.PublishTrace) -> None:
         topic = self.topics.trace(effect.model, effect.trace.request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -163,7 +164,11 @@ class CoordinatorService(Member):
         self.store.pin(effect.blobs)
         saved = [SavedDeployment(package, epoch) for package, epoch in effect.deployments]
         partial = self._file.with_suffix(".tmp")
-        partial.write_bytes(msgspec.json.encode(saved))
+        with partial.open("wb") as file:
+            file.write(msgspec.json.encode(saved))
+            file.flush()
+            # A power cut must not leave an empty file in the place of the deployments.
+            os.fsync(file.fileno())
         partial.replace(self._file)
 
     def _saved(self) -> list[tuple[ModelPackage, int]]:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Job = "Callable[[], object]"
-
 
 class Executor:
     """A thread that runs jobs and posts what they return (or what `on_error` makes of an error)."""

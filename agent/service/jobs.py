@@ -44,7 +44,6 @@ class Jobs:
         self._clock = clock
         self._plans: dict[str, LoadedProgram] = {}
         self._manifests: dict[str, Manifest] = {}
-        self._dropped: set[str] = set()
 
     def read(self, job: ev.ReadPlan) -> ev.PlanRead:
         """Read and check a plan's program and manifest from the store."""

@@ -55,8 +55,8 @@ class Loop:
         self._mailbox.append(item)
         try:
             self._wake.send(b"\0")
-        except BlockingIOError:
-            # The buffer is full of wake-ups already: the loop will wake.
+        except OSError:
+            # The buffer is full of wake-ups already, or the loop has ended.
             return
 
     def stop(self) -> None:

@@ -244,9 +244,11 @@ class TransferService:
             data = bytes(content[start : start + CHUNK_BYTES])
             chunk = Chunk(digest, len(content), index, data)
             number = self._link.publish(self._topics.blob(digest), encode_msgpack(chunk))
-        except BrokerError:
-            # The provider starts anew when the connection is back.
-            return
+        except BrokerError as error:
+            # Without a connection the provider starts anew when it is back.
+            if self._link.connected:
+                log("error", str(error))
+                self._loop.post(_Skipped())
         except StoreError as error:
             log("error", str(error))
             self._loop.post(_Skipped())

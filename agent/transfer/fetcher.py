@@ -17,7 +17,7 @@ from agent.transfer.events import Ask, Done, Effect, Failed, Ignore, Keep, Liste
 from agent.wire.messages import CHUNK_BYTES, Chunk, Want
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 WINDOW_CHUNKS = 16
 ACTIVE_BLOBS = 8
@@ -59,22 +59,25 @@ class Fetcher:
 
     def fetch(self, ticket: str, blobs: Mapping[str, int], holder: str, now: float) -> list[Effect]:
         """Start fetching `blobs` (digest to size in bytes, none of them stored) from `holder`."""
+        effects = self._forget(ticket, keep=blobs.keys())
         if not blobs:
-            return [Done(ticket)]
+            return [*effects, Done(ticket)]
         self._tickets[ticket] = set(blobs)
-        if all(blob.holder != holder for blob in self._active()):
-            self._heard[holder] = now
         for digest, nbytes in blobs.items():
             blob = self._queue.setdefault(digest, (nbytes, holder))
             if isinstance(blob, _Blob):
                 blob.holder = holder
+                self._heard.setdefault(holder, now)
             else:
                 self._queue[digest] = (nbytes, holder)
-        return self._pump(now)
+        return effects + self._pump(now)
 
     def cancel(self, ticket: str) -> list[Effect]:
         """Forget a fetch; blobs that no other fetch needs are no longer asked for."""
-        digests = self._tickets.pop(ticket, set())
+        return self._forget(ticket, keep=())
+
+    def _forget(self, ticket: str, keep: Collection[str]) -> list[Effect]:
+        digests = self._tickets.pop(ticket, set()) - set(keep)
         needed = set().union(*self._tickets.values()) if self._tickets else set()
         return [
             Ignore(digest)
@@ -163,7 +166,7 @@ class Fetcher:
         return [blob for blob in self._queue.values() if isinstance(blob, _Blob)]
 
     def _pump(self, now: float) -> list[Effect]:
-        effects = self._activate()
+        effects = self._activate(now)
         room = WINDOW_CHUNKS - sum(len(blob.asked) for blob in self._active())
         for blob in self._active():
             if room <= 0 or blob.keeping:
@@ -176,7 +179,7 @@ class Fetcher:
             room -= len(open_chunks)
         return effects
 
-    def _activate(self) -> list[Effect]:
+    def _activate(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         active = len(self._active())
         for digest, entry in self._queue.items():
@@ -185,6 +188,8 @@ class Fetcher:
             if isinstance(entry, _Blob):
                 continue
             nbytes, holder = entry
+            if all(blob.holder != holder for blob in self._active()):
+                self._heard[holder] = now
             lacking = set(range(_chunks(nbytes)))
             self._queue[digest] = _Blob(digest, nbytes, holder, bytearray(nbytes), lacking)
             effects.append(Listen(digest))

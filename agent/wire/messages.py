@@ -216,7 +216,7 @@ class Chunk(Struct, frozen=True):
 class Failure(Struct, frozen=True):
     """Why a request has no result: a code for programs and a sentence for people."""
 
-    code: Literal["input", "deadline", "overloaded", "compute", "model", "shutdown"]
+    code: Literal["input", "deadline", "overloaded", "compute", "model"]
     text: Text
 
 

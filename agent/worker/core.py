@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from agent.wire.program import Program, Send
 
 REMEMBERED = 1024
+STANDBY_RANK = 32
 
 
 class WorkerCore:
@@ -110,8 +111,8 @@ class WorkerCore:
             if removed and old is not None and self._answers(old):
                 effects += self._refuse_all(model, now)
             effects += self._switch(model, active, now)
-        for key in [key for key in self._requests if self._plans.header(key.model) is None]:
-            # This device watches the model no more, so it would never see the answer.
+        for key in [key for key in self._requests if not self._plans.watches(key.model)]:
+            # This device would never see the answer.
             del self._requests[key]
         return effects
 
@@ -364,10 +365,10 @@ class WorkerCore:
         return [ev.PublishAnswer(answer, request.reply)]
 
     def _rank(self, model: str) -> int:
-        # Devices that only prepare a plan come after all that serve it.
+        # Devices that only prepare a plan come after all that serve it, then those on standby.
         header = self._plans.header(model)
         if header is None or self._device not in header.devices:
-            return 0
+            return STANDBY_RANK
         rank = header.devices.index(self._device)
         return rank if model in self._plans.active else rank + len(header.devices)
 

@@ -76,7 +76,7 @@ class Plans:
             return [_log("info", "ignored an older plan", header)]
         # The new plan takes its place before the others go, so that the subscription stays.
         replaced = self._pending.pop(header.model, None)
-        watched = replaced is not None or header.model in self.active
+        watched = replaced is not None or self.watches(header.model)
         effects = [] if replaced is None else _cancel(replaced)
         mine = self._device in header.devices
         if mine:
@@ -84,7 +84,7 @@ class Plans:
         if announced:
             effects += self._end(header.model)
         if not mine:
-            gone = watched and header.model not in self.active
+            gone = watched and not self.watches(header.model)
             return [*effects, Unwatch(header.model)] if gone else effects
         program = header.programs[self._device]
         blobs = {ref.digest: ref.nbytes for ref in (program, header.manifest)}
@@ -92,10 +92,12 @@ class Plans:
         return effects if watched else [Watch(header.model), *effects]
 
     def keep_ready(self, standby: Standby) -> list[Effect]:
-        """Fetch blobs for the plan after a loss."""
+        """Fetch blobs for the plan after a loss, and watch requests: it may have to answer them."""
+        watch = [] if self.watches(standby.model) else [Watch(standby.model)]
         self._standby[standby.model] = standby
         blobs = {ref.digest: ref.nbytes for ref in standby.blobs}
-        return [Fetch(f"{standby.model}/standby", blobs, standby.source), self._changed()]
+        fetch = Fetch(f"{standby.model}/standby", blobs, standby.source)
+        return [*watch, fetch, self._changed()]
 
     def fetched(self, ticket: str) -> list[Effect]:
         """Go on with the plan whose blobs have come."""
@@ -141,10 +143,16 @@ class Plans:
 
     def remove(self, model: str) -> list[Effect]:
         """Forget a model that is no longer deployed."""
-        self._standby.pop(model, None)
-        effects = self._give_up(model)
-        active = model in self.active
-        return [*effects, *self._end(model), Unwatch(model)] if active else effects
+        watched = self.watches(model)
+        standby = self._standby.pop(model, None)
+        pending = self._pending.pop(model, None)
+        effects: list[Effect] = [CancelFetch(f"{model}/standby")] if standby else []
+        effects += _cancel(pending) if pending else []
+        return [*effects, *self._end(model), *([Unwatch(model)] if watched else [])]
+
+    def watches(self, model: str) -> bool:
+        """Tell whether this device subscribes to a model's requests and results."""
+        return model in self.active or model in self._pending or model in self._standby
 
     def header(self, model: str) -> PlanHeader | None:
         """Return the header of the plan that serves a model, else of the one being prepared."""
@@ -176,7 +184,7 @@ class Plans:
         if plan is None:
             return []
         effects = _cancel(plan)
-        return effects if model in self.active else [*effects, Unwatch(model)]
+        return effects if self.watches(model) else [*effects, Unwatch(model)]
 
     def _of(self, digest: str) -> Plan | None:
         return next((p for p in self._pending.values() if p.digest == digest), None)

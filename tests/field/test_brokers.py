@@ -143,7 +143,7 @@ def test_requests_of_every_form_pass_the_access_list(secured: Field, vgg: Refere
         told = user.wait_for(2)
         assert {message.topic == mine for message in told} == {True, False}
         assert all(decode_answer(m.payload).result == vgg.result(picture(2)) for m in told)
-        name = client.send("forms", picture(3), tensors=True)
+        name = client.send("forms", picture(3), tensors=True, traces=True)
         vgg.check(client.answer("forms", name), picture(3))
         assert len(client.traces("forms", name, 2, timeout_s=30)) == 2
         client.remove("forms")

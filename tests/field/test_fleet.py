@@ -80,7 +80,7 @@ def test_the_fleet_answers_as_one_device_does(
 def test_every_device_of_a_plan_tells_what_it_did(home: Field, vgg: Reference) -> None:
     payload = picture(2)
     with home.client() as client:
-        name = client.send(vgg.name, payload)
+        name = client.send(vgg.name, payload, traces=True)
         answer = client.answer(vgg.name, name)
         traces = client.traces(vgg.name, name, len(answer.devices), timeout_s=30)
     assert answer.result == vgg.result(payload)
