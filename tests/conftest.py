@@ -76,7 +76,7 @@ def make_credentials() -> MakeCredentials:
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # what one module retains must not meet another
 def secure_broker(
     tmp_path_factory: pytest.TempPathFactory, make_credentials: MakeCredentials
 ) -> Iterator[SecureBroker]:

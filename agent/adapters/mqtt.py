@@ -30,7 +30,8 @@ CONNECT_TIMEOUT_S = 5.0
 HANDSHAKE_S = 3.0
 SESSION_S = 60
 VERSIONS = 2
-MAX_IN_FLIGHT = 1000
+# Paho ignores the broker's ReceiveMaximum; this is the least that common brokers grant.
+MAX_IN_FLIGHT = 20
 MAX_QUEUED = 2000
 CLOSE_S = 1.0
 SEND_BUFFER_BYTES = 4 << 20
@@ -334,7 +335,8 @@ class Link:
         offered = getattr(properties, "MaximumPacketSize", None)
         self._limit = min(MAX_PACKET_BYTES, offered or MAX_PACKET_BYTES)
         allowed = getattr(properties, "ReceiveMaximum", None)
-        client.max_inflight_messages_set(min(MAX_IN_FLIGHT, allowed or MAX_IN_FLIGHT))
+        # Paho refuses it on an open connection, in doubt about 0, which this never is.
+        client._max_inflight_messages = min(MAX_IN_FLIGHT, allowed or MAX_IN_FLIGHT)  # noqa: SLF001
         if self._subscriptions:
             client.subscribe(list(self._subscriptions.items()))
         self.events.append(Connected())
