@@ -5,6 +5,8 @@ are measured in turns, request by request, so that a noisy machine slows both al
 against the ideal (single_ms / devices) is named: compute_ms is the slowest device's computing,
 head_ms the part of it behind the last spatial block, exchange_ms what the answering device waited
 for others, wait_ms the rest (decoding, message handling, the client's own way to the broker).
+core_slowdown is what the machine itself takes: how much longer bare onnxruntime needs for the whole
+model on one core while it runs on the others too; no split can pass devices / core_slowdown here.
 """
 
 from __future__ import annotations
@@ -16,21 +18,26 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.adapters.fleet import ProcessFleet
 from agent.adapters.local_broker import LocalBroker
+from agent.adapters.media import decode_input
+from agent.adapters.runtime import RuntimeOptions, WholeModel
 from agent.client import Client
 from agent.config import BrokerConfig, Config
-from agent.demo.models import find_model
+from agent.demo.models import DemoModel, find_model
 from agent.demo.run import Demo
+from agent.packaging import package_model
 
 if TYPE_CHECKING:
     from agent.wire.messages import Trace
 
 WARM_UP = 5
+BARE_RUNS = 7
 SPATIAL_RANK = 4
 
 
@@ -86,7 +93,12 @@ def run(model: str, devices: int, requests: int) -> dict[str, Any]:
                 demo.wait_for_devices(client)
                 ready.append((demo, client, count))
             sides = [Side(*entry) for entry in ready]
-            return compare(sides, model, devices, requests)
+            figures = compare(sides, model, devices, requests)
+    slowdown = core_slowdown(chosen, cores[:devices])
+    return figures | {
+        "core_slowdown": round(slowdown, 3),
+        "speedup_bound": round(devices / slowdown, 3),
+    }
 
 
 def fleet(
@@ -133,6 +145,29 @@ def compare(sides: list[Side], model: str, devices: int, requests: int) -> dict[
         "requests": requests,
         "devices_used": len(sides[1].header.devices),
     }
+
+
+def core_slowdown(chosen: DemoModel, cores: list[int]) -> float:
+    """Return how much longer the whole model takes on one of `cores` while all of them run it."""
+    packaged = package_model(chosen.model)
+    spec = packaged.graph.tensors[packaged.graph.input]
+    payload = chosen.picture.read_bytes()
+    image = decode_input(payload, packaged.manifest, spec.shape, spec.dtype, None).whole()
+    models = {core: WholeModel(chosen.model, RuntimeOptions(threads=1)) for core in cores}
+
+    def work(core: int) -> float:
+        os.sched_setaffinity(0, {core})  # of this thread alone
+        times = []
+        for _ in range(WARM_UP + BARE_RUNS):
+            started = time.perf_counter()
+            models[core].run([image])
+            times.append(time.perf_counter() - started)
+        return statistics.median(times[WARM_UP:])
+
+    with ThreadPoolExecutor(len(cores)) as pool:
+        alone = pool.submit(work, cores[0]).result()
+        together = list(pool.map(work, cores))
+    return statistics.mean(together) / alone
 
 
 def main() -> None:

@@ -10,13 +10,14 @@ import io
 import json
 import os
 import ssl
-import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from threading import Condition
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from unittest import mock
 
 import numpy as np
 from paho.mqtt import client as paho
@@ -28,6 +29,7 @@ from agent.adapters.fleet import ProcessFleet
 from agent.adapters.media import decode_input
 from agent.adapters.runtime import RuntimeOptions, WholeModel
 from agent.answers import answer as make_answer
+from agent.cli import main
 from agent.client import Client
 from agent.config import BrokerConfig, Config
 from agent.packaging import package_model
@@ -261,14 +263,18 @@ class Field:
         )
 
     def statuses(self) -> dict[str, Status]:
-        """Return the retained statuses by device."""
-        with self.client() as client:
-            return {status.device: status for status in client.devices()}
+        """Return the retained statuses of all that ever ran, by device."""
+        everybody = {*self.fleet.names, "coordinator"}
+        return self.wait_seen(
+            lambda statuses, _: statuses if statuses.keys() >= everybody else {}, "all statuses"
+        )
 
-    def plan(self, model: str) -> PlanHeader | None:
+    def plan(self, model: str) -> PlanHeader:
         """Return the retained plan of a model."""
-        with self.client() as client:
-            return next((plan for plan in client.plans() if plan.model == model), None)
+        (found,) = self.wait_seen(
+            lambda _, plans: [plan for plan in plans if plan.model == model], f"a plan of {model}"
+        )
+        return found
 
     def wait_seen(self, met: Callable[[dict[str, Status], list[PlanHeader]], T], what: str) -> T:
         """Wait until `met(statuses, plans)` is true of what the broker has retained."""
@@ -423,21 +429,22 @@ class Outcome:
             assert word in lines[0], self.err
 
 
-def halomq(
-    *arguments: object,
-    broker: LocalBroker | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> Outcome:
-    """Run the command as a process."""
-    run = subprocess.run(
-        command(*arguments, broker=broker),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=3 * WAIT_S,
-        env=clean_environment() | dict(environment or {}),
-    )
-    return Outcome(run.returncode, run.stdout, run.stderr)
+def halomq(*arguments: object, broker: LocalBroker | None = None) -> Outcome:
+    """Run the command in this process: as true as in one of its own, and a second quicker."""
+    out, err = io.StringIO(), io.StringIO()
+    line = ["halomq", *command(*arguments, broker=broker)[3:]]
+    status: object = 0
+    with (
+        mock.patch.object(sys, "argv", line),
+        mock.patch.dict(os.environ, clean_environment(), clear=True),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as ended:
+            status = ended.code
+    return Outcome(status if isinstance(status, int) else 0, out.getvalue(), err.getvalue())
 
 
 def command(*arguments: object, broker: LocalBroker | None = None) -> list[str]:

@@ -53,7 +53,6 @@ def check_serves(home: Field, model: Reference) -> None:
 def stray_piece(home: Field, vgg: Reference) -> tuple[str, str]:
     """A piece of a request that never comes: where it was sent, and the request."""
     plan = home.plan(vgg.name)
-    assert plan is not None
     request = f"unknown-{uuid4().hex}"
     piece = wire.Piece(plan.digest, request, INPUT, 0, ((0, 1),), b"abcd")
     with home.mqtt() as sender:
@@ -158,7 +157,6 @@ def messages(home: Field, model: Reference) -> dict[str, list[bytes]]:
         source="ghost",
     )
     plan = home.plan(model.name)
-    assert plan is not None
     piece = wire.Piece(plan.digest, "ghost", INPUT, 0, ((0, 1),), b"abcd")
     controls = [
         wire.Prepare(header),

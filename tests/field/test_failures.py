@@ -63,12 +63,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return Reference(build(tmp_path_factory.mktemp("tiny"), size=32, width=8, classes=4), "tiny")
 
 
-def plan_of(field: Field, model: Reference) -> PlanHeader:
-    plan = field.plan(model.name)
-    assert plan is not None
-    return plan
-
-
 def new_ids(count: int) -> list[str]:
     """Return request ids that no other test uses."""
     return [f"r-{uuid4().hex[:12]}" for _ in range(count)]
@@ -113,7 +107,7 @@ def stream(
 
 
 def check_survives_a_kill(field: Field, model: Reference, rank: int) -> None:
-    before = plan_of(field, model)
+    before = field.plan(model.name)
     victim = before.devices[rank]
     with field.mqtt(field.topics.result(model.name, "+")) as user:
         told = stream(field, model, user, lambda: field.fleet.kill(victim), window=REQUESTS)
@@ -199,7 +193,7 @@ def standbys(
 
 
 def test_an_agent_leaves_on_sigterm_and_loses_no_request(field: Field, defects: Reference) -> None:
-    before = plan_of(field, defects)
+    before = field.plan(defects.name)
     leaving = before.devices[0]
     process = field.fleet.processes.pop(leaving)
     with field.mqtt(field.topics.result(defects.name, "+")) as user:
@@ -228,7 +222,7 @@ def test_the_only_agent_of_a_plan_leaves_and_loses_no_request(
 def test_without_its_coordinator_the_fleet_serves_and_it_comes_back_to_the_same_plan(
     field: Field, defects: Reference
 ) -> None:
-    before = plan_of(field, defects)
+    before = field.plan(defects.name)
     with field.mqtt(field.topics.plan("+"), field.topics.status("coordinator")) as listener:
         field.fleet.kill("coordinator")
         wait_until(
@@ -248,13 +242,13 @@ def test_without_its_coordinator_the_fleet_serves_and_it_comes_back_to_the_same_
         assert field.infer(defects, picture(4)).epoch == before.epoch
         headers = [m for m in listener.messages if m.topic == field.topics.plan(defects.name)]
     assert {decode_json(m.payload, PlanHeader).epoch for m in headers} == {before.epoch}
-    assert plan_of(field, defects) == before
+    assert field.plan(defects.name) == before
 
 
 def test_a_loss_while_the_coordinator_is_away_is_mended_when_it_returns(
     field: Field, defects: Reference
 ) -> None:
-    before = plan_of(field, defects)
+    before = field.plan(defects.name)
     victim = before.devices[1]
     (name,) = new_ids(1)
     with field.mqtt(field.topics.result(defects.name, "+")) as user:

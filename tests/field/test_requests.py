@@ -211,7 +211,6 @@ def test_more_requests_than_fit_are_each_answered_once(home: Field, vgg: Referen
 
 def test_a_request_that_expires_is_answered_with_an_error(home: Field, vgg: Reference) -> None:
     plan = home.plan(vgg.name)
-    assert plan is not None
     late, after = new_id(), new_id()
     with home.mqtt(home.topics.result(vgg.name, "+")) as user:
         # Without one of its devices a request cannot be finished.
