@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from agent.errors import InputError, ModelError
+from agent.errors import ConfigError, InputError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,6 +82,20 @@ class WholeModel:
 def run_whole(path: Path, inputs: Sequence[Array], options: RuntimeOptions) -> list[Array]:
     """Run the original model once; see `WholeModel`."""
     return WholeModel(path, options).run(inputs)
+
+
+def check_providers(options: RuntimeOptions) -> None:
+    """Check that onnxruntime has every provider here; it would only warn and use the processor.
+
+    Raises:
+        ConfigError: naming the one that is missing and those that are there.
+    """
+    available = ort.get_available_providers()
+    for name in options.providers:
+        if name not in available:
+            raise ConfigError(
+                f"runtime.providers: onnxruntime has no {name} here; it has {', '.join(available)}"
+            )
 
 
 def _settings(options: RuntimeOptions) -> Any:

@@ -10,10 +10,10 @@ brought to the devices in advance.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agent.coordinator import events as ev
+from agent.coordinator.deployment import Deployment
 from agent.coordinator.membership import Membership
 from agent.wire.messages import ModelState, PlanHeader, Prepare, Progress, Standby
 from agent.wire.program import BlobRef, plan_digest
@@ -21,7 +21,7 @@ from agent.wire.program import BlobRef, plan_digest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from agent.coordinator.events import ComputedPlan, Effect, Event, Fleet, Member
+    from agent.coordinator.events import ComputedPlan, Effect, Event, Member
     from agent.wire.messages import Deploy
     from agent.wire.model import ModelPackage
 
@@ -29,26 +29,6 @@ SETTLE_S = 0.5
 REMIND_S = 5.0
 RETAINED_S = 2.0
 PREPARE_S = 120.0
-
-
-@dataclass(slots=True)
-class Deployment:
-    """A model that is to be served, and how far that is."""
-
-    package: ModelPackage
-    epoch: int = 0
-    state: str = "waiting for devices"
-    current: PlanHeader | None = None
-    planned: dict[str, Member] = field(default_factory=dict)
-    computing: Fleet | None = None
-    offered: PlanHeader | None = None
-    awaited: set[str] = field(default_factory=set)
-    remind_at: float = 0.0
-    prepare_until: float = 0.0
-    plan: ComputedPlan | None = None
-    after_loss: dict[Fleet, ComputedPlan] = field(default_factory=dict)
-    to_compute: deque[Fleet] = field(default_factory=deque)
-    waiting: list[tuple[str, str]] = field(default_factory=list)
 
 
 class CoordinatorCore:
@@ -99,10 +79,16 @@ class CoordinatorCore:
 
     def _status_seen(self, event: ev.StatusSeen, now: float) -> list[Effect]:
         status = event.status
-        if not self._members.see(status):
+        self._members.hear(status.device, now)
+        effects: list[Effect] = [
+            ev.Log("warning", f"{device} is silent, so it is taken for dead")
+            for device in self._members.expire(now)
+        ]
+        if self._members.see(status):
+            effects.append(ev.Log("info", f"{status.device} is {status.state}"))
+        if not effects:
             return []
         self._settle_at = now + SETTLE_S
-        effects: list[Effect] = [ev.Log("info", f"{status.device} is {status.state}")]
         for deployment in self._deployments.values():
             if self._has_lost(deployment, now):
                 effects += self._replan(deployment, now)
@@ -143,6 +129,7 @@ class CoordinatorCore:
 
     def _reconnected(self, _event: ev.Reconnected, now: float) -> list[Effect]:
         # The broker needs a moment to send what it still has.
+        self._members.hear_all(now)
         self._retained.clear()
         self._announce_at = now + RETAINED_S
         return []

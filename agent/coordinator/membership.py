@@ -1,7 +1,9 @@
 """Who is in the fleet: the agents that are online, what they can do, who is held back.
 
-Rules: a status counts if its session is not one that was replaced; a device that could not
-prepare a plan of a model is not planned with for `EXCLUDE_S`.
+Rules: agents tell their status every 15 s, and one that was silent for `SILENT_S` is gone even if
+the broker, restarted or cut off, never published its last will; an old will cannot hide a new
+birth, because a status counts for its own session only; a device that could not prepare a plan of
+a model is not planned with for `EXCLUDE_S`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from agent.wire.messages import Status
 
 EXCLUDE_S = 30.0
+SILENT_S = 60.0
 CHANGED_RATIO = 1.5
 
 
@@ -22,6 +25,7 @@ class Membership:
 
     def __init__(self) -> None:
         self._members: dict[str, Member] = {}
+        self._heard: dict[str, float] = {}
         self._excluded: dict[tuple[str, str], float] = {}
 
     def see(self, status: Status) -> bool:
@@ -39,6 +43,21 @@ class Membership:
             return False
         self._members[status.device] = member
         return True
+
+    def hear(self, device: str, now: float) -> None:
+        """Note that a device told its status at time `now`."""
+        self._heard[device] = now
+
+    def hear_all(self, now: float) -> None:
+        """Give every member its time again: the silence was this coordinator's own."""
+        self._heard = dict.fromkeys(self._members, now)
+
+    def expire(self, now: float) -> list[str]:
+        """Forget the members that were silent for too long, and return them."""
+        silent = [d for d in self._members if now - self._heard.get(d, now) > SILENT_S]
+        for device in silent:
+            del self._members[device]
+        return silent
 
     def exclude(self, model: str, device: str, now: float) -> None:
         """Do not plan `model` with `device` for a while."""

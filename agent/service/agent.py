@@ -11,7 +11,7 @@ from agent import __version__
 from agent.adapters.capacity import measure_capacity, measure_health, runtime_versions
 from agent.adapters.compute import gather
 from agent.adapters.logs import log
-from agent.adapters.runtime import RuntimeOptions
+from agent.adapters.runtime import RuntimeOptions, check_providers
 from agent.adapters.store import BlobStore
 from agent.errors import HaloMQError, WireError, reason_of
 from agent.service.checks import check_header
@@ -42,7 +42,7 @@ class AgentService(Member):
     """Serves as `config.device` until `leave` is called.
 
     Raises:
-        HaloMQError: if the data directory cannot be used.
+        HaloMQError: if the data directory or a provider of onnxruntime cannot be used.
     """
 
     role = "agent"
@@ -52,6 +52,7 @@ class AgentService(Member):
         super().__init__(config.device, config, store, environment)
         limits = config.requests
         self._options = RuntimeOptions(config.runtime.providers, config.runtime.threads)
+        check_providers(self._options)
         self._core = WorkerCore(self.name, self.session, limits.deadline_s, limits.max_in_flight)
         self._jobs = Jobs(store, self._options, limits.max_payload_mb << 20, monotonic)
         self._executor = self.executor("executor")

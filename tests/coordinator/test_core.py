@@ -9,7 +9,7 @@ import msgspec
 from agent.coordinator import CoordinatorCore
 from agent.coordinator import events as ev
 from agent.coordinator.core import PREPARE_S, REMIND_S, RETAINED_S, SETTLE_S
-from agent.coordinator.membership import EXCLUDE_S
+from agent.coordinator.membership import EXCLUDE_S, SILENT_S
 from agent.wire.messages import (
     Capacity,
     Deploy,
@@ -689,3 +689,19 @@ def test_another_coordinators_newer_plan_is_not_written_over() -> None:
     boss.do(ev.Reconnected())
     boss.do(ev.HeaderSeen(plan_of("a", epoch=7, coordinator="other")))
     assert announced(boss.later(RETAINED_S)) == []
+
+
+def test_a_device_that_tells_nothing_for_long_is_planned_around() -> None:
+    boss = serving("a", "b")
+    boss.now += SILENT_S - 1
+    assert boss.online("a") == []
+    boss.now += 2
+    boss.online("a")
+    assert [header.devices for header in offers(boss.done)][-1] == ("a",)
+
+
+def test_the_coordinators_own_break_makes_no_device_silent() -> None:
+    boss = serving("a", "b")
+    boss.now += 2 * SILENT_S
+    boss.do(ev.Reconnected())
+    assert boss.online("a") == []

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from agent.adapters.runtime import RuntimeOptions, Segment, run_whole
-from agent.errors import InputError, ModelError
+from agent.adapters.runtime import RuntimeOptions, Segment, check_providers, run_whole
+from agent.errors import ConfigError, InputError, ModelError
 from agent.planner import compile_plan
 from tests.planner.oracle import OPTIONS, devices, load, vgg
 
@@ -74,3 +74,8 @@ def test_wrong_inputs_are_refused(path: Path, inputs: list[np.ndarray], message:
 def test_a_whole_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot load"):
         run_whole(tmp_path / "none.onnx", [], OPTIONS)
+
+
+def test_a_provider_that_is_not_here_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"NoSuchProvider here; it has .*CPUExecutionProvider"):
+        check_providers(RuntimeOptions(providers=("NoSuchProvider",)))

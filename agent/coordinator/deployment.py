@@ -1,0 +1,38 @@
+"""What a coordinator knows of one deployed model."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.coordinator.events import ComputedPlan, Fleet, Member
+    from agent.wire.messages import PlanHeader
+    from agent.wire.model import ModelPackage
+
+
+@dataclass(slots=True)
+class Deployment:
+    """A model that is to be served, and how far that is.
+
+    `current` is the plan that is announced, `offered` the one that devices in `awaited` still
+    prepare; `planned` are the members that the newest plan was made for, `plan` what was made.
+    `after_loss` holds plans for other fleets, `to_compute` those still to be made; `computing` is
+    the fleet that the planner works on. `waiting` are the clients (sender, reference) to tell.
+    """
+
+    package: ModelPackage
+    epoch: int = 0
+    state: str = "waiting for devices"
+    current: PlanHeader | None = None
+    planned: dict[str, Member] = field(default_factory=dict)
+    computing: Fleet | None = None
+    offered: PlanHeader | None = None
+    awaited: set[str] = field(default_factory=set)
+    remind_at: float = 0.0
+    prepare_until: float = 0.0
+    plan: ComputedPlan | None = None
+    after_loss: dict[Fleet, ComputedPlan] = field(default_factory=dict)
+    to_compute: deque[Fleet] = field(default_factory=deque)
+    waiting: list[tuple[str, str]] = field(default_factory=list)
