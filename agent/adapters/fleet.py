@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 STOP_S = 10.0
 START_S = 60.0
 POLL_S = 0.1
+QUIET_S = 2.0
 
 
 class ProcessFleet:
@@ -101,6 +102,22 @@ class ProcessFleet:
             self.check()
             if time.monotonic() > deadline:
                 raise FleetError(f"not all devices came online; see the logs in {self._folder}")
+            time.sleep(POLL_S)
+
+    def wait_quiet(self) -> None:
+        """Wait until no process stores weights any more, those for the time after a loss included.
+
+        Raises:
+            FleetError: if it takes longer than a minute.
+        """
+        deadline = time.monotonic() + START_S
+        stored, since = -1, time.monotonic()
+        while time.monotonic() - since < QUIET_S:
+            now_stored = sum(1 for _ in self._folder.glob("*/blobs/*"))
+            if now_stored != stored:
+                stored, since = now_stored, time.monotonic()
+            if time.monotonic() > deadline:
+                raise FleetError(f"the agents still store weights; see the logs in {self._folder}")
             time.sleep(POLL_S)
 
     def check(self) -> None:

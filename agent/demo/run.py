@@ -121,7 +121,10 @@ class Demo:
     def deploy(self, client: Client) -> PlanHeader:
         """Have the coordinator serve the model."""
         self._report("deploying", 0.0)
-        return client.deploy(self.packaged.package, self.packaged.blobs, self._report)
+        header = client.deploy(self.packaged.package, self.packaged.blobs, self._report)
+        self._report("bringing what a loss would need", 1.0)
+        self._fleet.wait_quiet()
+        return header
 
     def serve(self, client: Client, header: PlanHeader, reference: Reference) -> Served:
         """Send the picture several times: JSON answers for their time, tensors to compare."""

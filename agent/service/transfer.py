@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from agent.wire.topics import Topics
 
 TICK_S = 0.5
+NICE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +102,18 @@ class TransferService:
         self._tick_at = 0.0
         self._link = Link(f"halomq-{topics.fleet}-{name}-bulk", broker)
         self._loop = Loop(self._link, self, monotonic)
-        self._thread = threading.Thread(target=self._loop.run, name="transfer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="transfer", daemon=True)
 
     def start(self) -> None:
         """Start the thread and the connection."""
         self._thread.start()
+
+    def _run(self) -> None:
+        # Hashing and storing weights must not slow the requests that are served meanwhile; where
+        # a sandbox forbids it, it is done without.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        self._loop.run()
 
     def stop(self) -> None:
         """End the connection and the thread."""
