@@ -409,3 +409,14 @@ def test_t5_a_holder_is_given_its_time_from_when_it_is_asked() -> None:
 
 def test_v1_a_nan_is_no_small_error() -> None:
     assert relative_error(np.ones(2), np.array([np.nan, 1.0])) == float("inf")
+
+
+def test_c12_a_model_that_cannot_be_planned_does_not_replace_the_one_that_is_served() -> None:
+    boss = serving("a", "b")
+    newer = msgspec.structs.replace(PACKAGE, graph=ref("better"))
+    boss.deploy(newer, "2")
+    effects = boss.do(cev.ComputeFailed(newer, frozenset("ab"), "Loop is not supported"))
+    assert [p.ok for p in progress(effects) if p.reference == "2" and p.done] == [False]
+    (saved,) = only(cev.Persist, effects)
+    assert [package for package, _ in saved.deployments] == [PACKAGE]
+    assert offers(boss.do(computed("ab"))) == []  # the plan that is served is still the right one

@@ -226,6 +226,7 @@ class CoordinatorCore:
         effects: list[Effect] = []
         if old is not None:
             deployment.epoch, deployment.current = old.epoch, old.current
+            deployment.previous = old if old.plan is not None else old.previous
             effects = self._refuse_waiting(old, "another model was deployed under this name")
         deployment.waiting.append(client)
         self._deployments[name] = deployment
@@ -303,6 +304,9 @@ class CoordinatorCore:
             return [log, *self._replan(deployment, now)]
         deployment.state = f"cannot be planned: {event.reason}"
         effects = [log, *self._refuse_waiting(deployment, event.reason)]
+        if deployment.previous is not None:
+            self._deployments[name] = deployment.previous
+            return [*effects, self._persist(), *self._replan(deployment.previous, now)]
         if deployment.current is None and deployment.epoch == 0:
             del self._deployments[name]
             effects.append(self._persist())
@@ -319,6 +323,7 @@ class CoordinatorCore:
         sessions = {member.device: member.session for member in members}
         before = {device: member.session for device, member in deployment.planned.items()}
         deployment.plan = plan
+        deployment.previous = None
         deployment.planned = {member.device: member for member in members}
         unchanged = (
             current is not None

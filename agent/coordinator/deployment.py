@@ -20,6 +20,7 @@ class Deployment:
     prepare; `planned` are the members that the newest plan was made for, `plan` what was made.
     `after_loss` holds plans for other fleets, `to_compute` those still to be made; `computing` is
     the fleet that the planner works on. `waiting` are the clients (sender, reference) to tell.
+    `previous` is what was served under this name, until this model has been planned.
     """
 
     package: ModelPackage
@@ -36,3 +37,4 @@ class Deployment:
     after_loss: dict[Fleet, ComputedPlan] = field(default_factory=dict)
     to_compute: deque[Fleet] = field(default_factory=deque)
     waiting: list[tuple[str, str]] = field(default_factory=list)
+    previous: Deployment | None = None
