@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta, Struct
 
 from agent.wire.program import BlobRef, DType, Extent
@@ -37,8 +36,3 @@ class ModelPackage(Struct, frozen=True):
         """Return digest to size in bytes of every blob of the model."""
         refs = [self.graph, self.manifest, *(p for entry in self.weights for p in entry.parts)]
         return {ref.digest: ref.nbytes for ref in refs}
-
-
-def encode_package(package: ModelPackage) -> bytes:
-    """Encode a package as deterministic JSON."""
-    return msgspec.json.encode(package, order="deterministic")
