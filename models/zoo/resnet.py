@@ -19,7 +19,7 @@ def resnet50(*, small: bool) -> Builder:
 
 
 def resnet152(*, small: bool) -> Builder:
-    """The same in fifty blocks: 517 nodes."""
+    """The same in fifty blocks: 515 nodes."""
     return _resnet("resnet152", (1, 2, 3, 1) if small else (3, 8, 36, 3), small=small)
 
 

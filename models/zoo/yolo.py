@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from models.zoo.builder import Builder
+from models.zoo.builder import STEEP, Builder
 
 if TYPE_CHECKING:
     from models.zoo.graph import Value
@@ -41,7 +41,7 @@ def yolo(*, small: bool) -> Builder:
 
 def _conv(b: Builder, x: Value, channels: int, kernel: int, stride: int = 1) -> Value:
     # Exported, a YOLO has its BatchNormalization folded into the convolution.
-    return b.act(b.conv(x, channels, kernel, stride), "silu")
+    return b.act(b.conv(x, channels, kernel, stride, gain=STEEP["silu"]), "silu")
 
 
 def _c2f(b: Builder, x: Value, channels: int, repeats: int, *, shortcut: bool = True) -> Value:
