@@ -15,7 +15,7 @@ _GROUPS = 3
 def shufflenet_v1(*, small: bool) -> Builder:
     """Grouped 1x1 convolutions, whose channels Reshape and Transpose mix."""
     b = Builder("shufflenet_v1")
-    size, unit = (64, 24) if small else (224, 240)
+    size, unit = (64, 48) if small else (224, 240)
     x = b.max_pool(b.conv_bn(b.input(1, 3, size, size), 24, 3, 2), 3, 2, 1)
     for stage, blocks in enumerate((1, 2, 1) if small else (3, 7, 3)):
         x = _unit_v1(b, x, unit << stage, 2, 1 if stage == 0 else _GROUPS)

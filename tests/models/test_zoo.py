@@ -72,6 +72,7 @@ def test_valid(path: Path) -> None:
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     assert model.ir_version <= 10
+    assert all(min(weight.dims, default=1) > 0 for weight in model.graph.initializer)
     assert path.stat().st_size < SMALL
     assert path.stem in ZOO
 
