@@ -7,24 +7,28 @@ scores are rounded, so that devices whose outputs differ by rounding give the sa
 from __future__ import annotations
 
 import math
+from base64 import b64encode
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agent.adapters.pictures import encode_mask
+from agent.detection import detected
 from agent.errors import ConfigError
+from agent.scores import WHOLE, activated, finite, in_picture
+from agent.segmentation import segmented
 from agent.wire.manifest import class_count
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from agent.scores import Frame
     from agent.wire.manifest import Manifest
 
 MAX_DATA = 1024  # elements of a tensor that are given in full
-_DIGITS = 5
-_WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 Run = tuple[int, int, int, int]
 """Cells of one class next to each other: (row, start column, stop column, class)."""
@@ -33,29 +37,36 @@ Run = tuple[int, int, int, int]
 def answer(
     outputs: Mapping[str, NDArray[Any]],
     manifest: Manifest,
-    frame: tuple[float, float, float, float] = _WHOLE,
+    frame: Frame = WHOLE,
+    input_shape: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Return the answer that the manifest's task asks for, ready for JSON.
 
     Numbers that JSON cannot say (infinities, NaN) are None.
 
     Args:
-        outputs: the model's outputs by name, in the model's order; classifications and heatmaps
-            are read from the first: [1, N], or [1, C, H, W] ([1, H, W, C] in layout "nhwc").
+        outputs: the model's outputs by name, in the model's order; detections are read from those
+            that the manifest's format has, other tasks' answers from the first: [1, N], or
+            [1, C, H, W] ([1, H, W, C] in layout "nhwc").
         manifest: the model's manifest.
         frame: `DecodedInput.frame`: where the model's input lies in the picture. Boxes are
             fractions 0..1 of the picture.
+        input_shape: the shape of the model's input, which detection needs.
 
     Returns:
         classification: {"task", "label", "score", "top": [{"label", "score", "index"}]};
         heatmap: {"task", "objects": [{"label", "score", "box": [x0, y0, x1, y1], "cells"}],
         "counts": {label: n}}, where an object is 8-connected cells of one class and its score
         the mean of theirs;
+        segmentation: {"task", "regions": [{"label", "index", "share", "box"}], "shares": {label:
+        share}, "mask": {"png", "width", "height", "box", "classes": {index: label}}}, where "png"
+        is a PNG with a palette, of indices of classes, in base64, and covers "box" of the picture;
+        detection: {"task", "objects": [{"label", "score", "box"}], "counts": {label: n}};
         tensor: {"task", "outputs": [{"name", "dtype", "shape", "min", "max", "mean", "data"}]},
         where "data" (nested lists) is there up to 1024 elements only.
 
     Raises:
-        ConfigError: if the first output has no shape for the manifest's task.
+        ConfigError: if an output has no shape for the manifest's task.
     """
     if manifest.task == "tensor":
         return {
@@ -64,7 +75,11 @@ def answer(
         }
     if not outputs:
         raise ConfigError(f"task: the manifest says {manifest.task}, but there is no output")
+    if manifest.task == "detection":
+        return detected([*outputs.values()], manifest, frame, input_shape)
     first = next(iter(outputs.values()))
+    if manifest.task == "segmentation":
+        return _masked(first, manifest, frame)
     classes = class_count(manifest, first.shape)
     if manifest.task == "classification":
         return _classified(first.reshape(classes), manifest)
@@ -73,10 +88,10 @@ def answer(
 
 
 def _classified(scores: NDArray[Any], manifest: Manifest) -> dict[str, Any]:
-    values = _softmax(scores) if manifest.output.softmax else scores.astype(np.float64)
+    values = activated(scores, manifest).astype(np.float64)
     best = np.argsort(-values, kind="stable")  # NaN, which numpy sorts last, is last here too
     top = [
-        {"label": manifest.label(int(index)), "score": _finite(values[index]), "index": int(index)}
+        {"label": manifest.label(int(index)), "score": finite(values[index]), "index": int(index)}
         for index in best[: manifest.output.top]
     ]
     return {
@@ -87,16 +102,27 @@ def _classified(scores: NDArray[Any], manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _located(
-    scores: NDArray[Any], manifest: Manifest, frame: tuple[float, float, float, float]
-) -> dict[str, Any]:
+def _masked(output: NDArray[Any], manifest: Manifest, frame: Frame) -> dict[str, Any]:
+    found = segmented(output, manifest, frame)
+    png, width, height = encode_mask(found.mask)
+    mask = {
+        "png": b64encode(png).decode(),
+        "width": width,
+        "height": height,
+        "box": found.box,
+        "classes": found.legend,
+    }
+    return {**found.told, "mask": mask}
+
+
+def _located(scores: NDArray[Any], manifest: Manifest, frame: Frame) -> dict[str, Any]:
     """Find the objects in class scores [C, H, W]."""
-    values = _softmax(scores) if manifest.output.softmax else scores
+    values = activated(scores, manifest)
     classes, height, width = values.shape
     best = values.argmax(axis=0)
     score = np.take_along_axis(values, best[None], axis=0)[0].astype(np.float64)
-    background = manifest.output.background
-    found = np.where((best != background) & (score >= manifest.output.threshold), best, -1)
+    background = manifest.background
+    found = np.where((best != background) & (score >= manifest.threshold), best, -1)
     counts = {manifest.label(index): 0 for index in range(classes) if index != background}
     objects = []
     for runs in _components(found):
@@ -117,8 +143,8 @@ def _located(
         objects.append(
             {
                 "label": label,
-                "score": _finite(total / cells),
-                "box": _in_picture(box, frame),
+                "score": finite(total / cells),
+                "box": in_picture(np.array(box), frame).tolist(),
                 "cells": cells,
             }
         )
@@ -172,21 +198,6 @@ def _runs(row: int, line: NDArray[np.integer[Any]]) -> list[Run]:
     ]
 
 
-def _in_picture(
-    box: tuple[float, float, float, float], frame: tuple[float, float, float, float]
-) -> list[float]:
-    """Return a box in fractions of the model's input as one in fractions of the picture."""
-    left, top, right, bottom = frame
-    x0, y0, x1, y1 = box
-    mapped = (
-        left + x0 * (right - left),
-        top + y0 * (bottom - top),
-        left + x1 * (right - left),
-        top + y1 * (bottom - top),
-    )
-    return [round(min(1.0, max(0.0, value)), _DIGITS) for value in mapped]
-
-
 def _described(name: str, array: NDArray[Any]) -> dict[str, Any]:
     """Return what a tensor is, and its elements if they are few."""
     kind = array.dtype.kind
@@ -199,10 +210,10 @@ def _described(name: str, array: NDArray[Any]) -> dict[str, Any]:
         "mean": None,
     }
     if array.size:
-        convert = _finite if kind == "f" else int
+        convert = finite if kind == "f" else int
         described["min"] = convert(array.min())
         described["max"] = convert(array.max())
-        described["mean"] = _finite(array.mean(dtype=np.float64))
+        described["mean"] = finite(array.mean(dtype=np.float64))
     if array.size <= MAX_DATA:
         described["data"] = _jsonable(array.tolist())
     return described
@@ -213,17 +224,3 @@ def _jsonable(data: Any) -> Any:
     if isinstance(data, list):
         return [_jsonable(item) for item in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
-def _softmax(scores: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the softmax over axis 0, in float64."""
-    values = scores.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # infinite logits give NaN, which becomes None
-        powers = np.exp(values - values.max(axis=0))
-        return np.asarray(powers / powers.sum(axis=0), np.float64)
-
-
-def _finite(value: Any) -> float | None:
-    """Return a float rounded to a few significant digits, or None for what JSON cannot say."""
-    number = float(value)
-    return float(f"{number:.{_DIGITS}g}") if math.isfinite(number) else None

@@ -61,8 +61,9 @@ def _manifest(path: Path, graph: Graph) -> Manifest:
     if not file.exists():
         return default_manifest(shape, outputs)
     manifest = load_manifest(file)
+    dtypes = [graph.tensors[name].dtype for name in graph.outputs]
     try:
-        check_fits(manifest, shape, outputs)
+        check_fits(manifest, shape, outputs, dtypes)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
     return manifest

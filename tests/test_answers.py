@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from agent.adapters.pictures import annotate
+from agent.adapters.drawing import annotate
 from agent.answers import answer
 from agent.errors import ConfigError, InputError
 from agent.wire.manifest import InputManifest, Manifest, OutputManifest

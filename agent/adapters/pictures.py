@@ -1,4 +1,4 @@
-"""Pictures, through Pillow: opened with care, made upright, fitted to a model, drawn upon."""
+"""Pictures, through Pillow: opened with care, made upright, fitted to a model; masks as PNG."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
@@ -16,14 +16,15 @@ from agent.errors import InputError
 from agent.wire.manifest import PICTURE_RANK
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from agent.wire.manifest import InputManifest
 
-# One colour for each label, told apart on metal, on skin and by the colour-blind (Okabe and Ito).
-_PALETTE = ("#d55e00", "#0072b2", "#f0e442", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-
 MAX_PIXELS = 50_000_000  # 200 MB once decoded
+MAX_MASK_BYTES = 192 << 10  # 256 KiB in base64, well below what brokers take
+MAX_MASK_PIXELS = 1 << 22  # compressed in a tenth of a second or so
 _BAR = 114  # the grey of letterbox bars, which detectors of the YOLO family are trained with
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -138,6 +139,22 @@ def open_picture(payload: bytes) -> Image.Image:
         raise InputError(not_understood(payload, None))
     image = _open(payload)
     return _upright(_pixels(image), _orientation(image))
+
+
+def open_indices(payload: bytes) -> Image.Image:
+    """Return the indices of a PNG with a palette, as `encode_mask` makes them, in mode "P".
+
+    Raises:
+        InputError: if it is something else, damaged or too large.
+    """
+    image = _open(payload) if payload.startswith(_PNG) else None
+    if image is None or image.mode != "P":
+        raise InputError("the mask is no PNG with a palette")
+    try:
+        image.load()
+    except DECODE_ERRORS as error:
+        raise InputError(f"the mask is damaged or truncated: {reason(error)}") from error
+    return image
 
 
 def _open(payload: bytes) -> JpegImageFile | PngImageFile:
@@ -270,63 +287,43 @@ def _resized(
     return image.resize(wanted, Image.Resampling.BILINEAR, box), frame
 
 
-def annotate(picture: bytes, answer: Mapping[str, Any]) -> bytes:
-    """Draw an answer upon the picture that was asked about; return it as a PNG, upright.
+def encode_mask(classes: NDArray[np.uint8]) -> tuple[bytes, int, int]:
+    """Return classes [H, W] as a PNG with a palette, and its width and height.
 
-    Args:
-        picture: the JPEG or PNG.
-        answer: what `agent.answers.answer` returned: boxes and labels are drawn for a heatmap,
-            the top labels or a line for each tensor are written for the other tasks.
-
-    Raises:
-        InputError: if it is neither a JPEG nor a PNG, damaged or too large.
+    What takes more than MAX_MASK_BYTES is made smaller, each pixel the nearest of the mask's.
     """
-    image = open_picture(picture).convert("RGB")
-    side = max(image.size)
-    board = _Board(image, ImageDraw.Draw(image), ImageFont.load_default(max(12, side // 50)))
-    if answer["task"] == "heatmap":
-        colours = dict(zip(answer["counts"], _PALETTE * len(answer["counts"]), strict=False))
-        for found in answer["objects"]:
-            x0, y0, x1, y1 = found["box"]
-            box = (x0 * image.width, y0 * image.height, x1 * image.width, y1 * image.height)
-            colour = colours[found["label"]]
-            board.pen.rectangle(box, outline=colour, width=max(2, side // 300))
-            board.tag((box[0], box[1]), _scored(found), colour)
-        totals = ", ".join(f"{label} {count}" for label, count in answer["counts"].items())
-        lines = [totals or "nothing found"]
-    elif answer["task"] == "classification":
-        lines = [_scored(entry) for entry in answer["top"]]
-    else:
-        lines = [f"{out['name']} {by(out['shape'])} {out['dtype']}" for out in answer["outputs"]]
-    board.tag((0, 0), "\n".join(lines), "#ffffff")
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
+    height, width = classes.shape
+    step = math.ceil(math.sqrt(classes.size / MAX_MASK_PIXELS))
+    while True:
+        rows, columns = (_every(extent, max(1, extent // step)) for extent in (height, width))
+        image = Image.fromarray(np.ascontiguousarray(classes[rows][:, columns]))
+        image.putpalette(PALETTE)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", compress_level=6)
+        size = buffer.tell()
+        if size <= MAX_MASK_BYTES:
+            return buffer.getvalue(), image.width, image.height
+        step = max(step + 1, math.floor(step * math.sqrt(size / MAX_MASK_BYTES)))
 
 
-def _scored(entry: Mapping[str, Any]) -> str:
-    label, score = str(entry["label"]), entry["score"]
-    return label if score is None else f"{label} {score:.2g}"
+def _every(extent: int, count: int) -> NDArray[np.intp]:
+    """Return `count` of `extent` positions, evenly spread."""
+    return (np.arange(count) * 2 + 1) * extent // (2 * count)
 
 
-class _Board(NamedTuple):
-    """A picture that is being drawn upon."""
+def _palette() -> list[int]:
+    """Return 256 colours that are told apart, 0 being black: the colour map of Pascal VOC.
 
-    image: Image.Image
-    pen: ImageDraw.ImageDraw
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+    The bits of a class go in turn to red, green and blue, the lowest to the highest bits.
+    """
+    return [
+        sum(((index >> 3 * place + band) & 1) << 7 - place for place in range(3))
+        for index in range(256)
+        for band in range(3)
+    ]
 
-    def tag(self, corner: tuple[float, float], text: str, colour: str) -> None:
-        """Write `text` on a patch of `colour` on top of `corner`, or below it for want of room."""
-        left, top, right, bottom = self.pen.multiline_textbbox((0, 0), text, font=self.font)
-        width, height = right - left + 6, bottom - top + 6
-        x = min(max(0, corner[0]), max(0, self.image.width - width))
-        y = corner[1] - height if corner[1] >= height else corner[1]
-        self.pen.rectangle((x, y, x + width, y + height), fill=colour)
-        red, green, blue = ImageColor.getrgb(colour)[:3]
-        bright = 299 * red + 587 * green + 114 * blue > 128_000  # noqa: PLR2004 - of 255,000
-        ink = "black" if bright else "white"
-        self.pen.multiline_text((x + 3 - left, y + 3 - top), text, fill=ink, font=self.font)
+
+PALETTE = _palette()
 
 
 def not_understood(payload: bytes, content_type: str | None) -> str:

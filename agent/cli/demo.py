@@ -196,7 +196,9 @@ def _exactness(served: Served) -> str:
 def _answer_text(answer: dict[str, Any]) -> str:
     if answer.get("task") == "classification":
         return ", ".join(f"{top['label']} {top['score']:.3f}" for top in answer["top"])
-    if answer.get("task") == "heatmap":
+    if answer.get("task") == "segmentation":
+        return ", ".join(f"{found['label']} {found['share']:.1%}" for found in answer["regions"])
+    if answer.get("task") in ("heatmap", "detection"):
         return ", ".join(f"{count} x {label}" for label, count in answer["counts"].items())
     return ", ".join(f"{o['name']} {o['shape']}" for o in answer.get("outputs", ()))
 
@@ -244,9 +246,9 @@ def _tile(region: tuple[tuple[int, int], ...]) -> str:
 
 
 def _save_picture(console: Console, output: Path, name: str, picture: Path, served: Served) -> None:
-    from agent.adapters.pictures import annotate
+    from agent.adapters.drawing import annotate
 
-    if served.answer.get("task") not in ("classification", "heatmap"):
+    if served.answer.get("task") in (None, "tensor"):
         return
     output.mkdir(parents=True, exist_ok=True)
     target = output / f"{name}.png"

@@ -33,7 +33,7 @@ def infer(
     """
     import msgspec
 
-    from agent.adapters.pictures import annotate
+    from agent.adapters.drawing import annotate
     from agent.client import Client
 
     payload = read_file(file)

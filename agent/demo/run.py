@@ -115,7 +115,7 @@ class Demo:
             times.append(time.perf_counter() - started)
             self._report("running it on a single device", (number + 1) / (WARM_UP + REPEATS))
         outputs = dict(zip(graph.outputs, results, strict=True))
-        answer = make_answer(outputs, self.packaged.manifest, image.frame)
+        answer = make_answer(outputs, self.packaged.manifest, image.frame, image.shape)
         return Reference(outputs, answer, statistics.median(times[WARM_UP:]) * 1e3)
 
     def deploy(self, client: Client) -> PlanHeader:

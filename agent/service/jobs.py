@@ -96,5 +96,5 @@ class Jobs:
         if job.tensors:
             messages: dict[str, Any] = {n: tensor_message(a) for n, a in outputs.items()}
             return ev.Concluded(job.key, job.plan, None, messages)
-        result = answer(outputs, self._manifests[job.plan], job.image.frame)
+        result = answer(outputs, self._manifests[job.plan], job.image.frame, job.image.shape)
         return ev.Concluded(job.key, job.plan, result, None)

@@ -41,7 +41,8 @@ def compute_plan(
     try:
         manifest = decode_manifest(bytes(store.read(package.manifest.digest)))
         outputs = [graph.shape(name) for name in graph.outputs]
-        check_fits(manifest, graph.shape(graph.input), outputs)
+        dtypes = [graph.tensors[name].dtype for name in graph.outputs]
+        check_fits(manifest, graph.shape(graph.input), outputs, dtypes)
     except (WireError, ConfigError) as error:
         raise ModelError(f"the manifest does not fit: {error}") from error
     plan = compile_plan(graph, [planner_device(m) for m in members], model_name=package.name)

@@ -2,7 +2,7 @@
 
 People write it as TOML beside the model (MODEL.onnx has MODEL.toml); it travels as JSON:
 
-    task = "heatmap"                     # or "classification", "tensor"
+    task = "heatmap"                     # "classification", "segmentation", "detection", "tensor"
     labels = ["background", "scratch"]   # in the order of the model's classes
 
     [input]
@@ -10,16 +10,20 @@ People write it as TOML beside the model (MODEL.onnx has MODEL.toml); it travels
     resize = "stretch"                   # or "crop", "letterbox", "none"
     mean = [0.485, 0.456, 0.406]         # value = (pixel / 255 - mean) / std
     std = [0.229, 0.224, 0.225]
-    layout = "nchw"                      # or "nhwc"; also the layout of a heatmap
+    layout = "nchw"                      # or "nhwc"; also the layout of maps in the output
 
     [output]
-    softmax = false                      # true where the model ends in logits
+    softmax = false                      # true where the model ends in logits of which one is right
+    sigmoid = false                      # true where it ends in logits that are independent
     top = 5                              # classification: how many classes to report
-    background = 0                       # heatmap: the class that is nothing
-    threshold = 0.5                      # heatmap: a cell counts from this score on
+    background = 0                       # the class that is nothing, -1 where there is none
+    threshold = 0.5                      # a cell, pixel or box counts from this score on
     min_cells = 1                        # heatmap: smaller objects are dropped
 
-Every field but `task` may be left out.
+    [detection]                          # see agent/wire/detection.py
+    format = "yolov8"
+
+Every field but `task`, and a detection's `format`, may be left out.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from agent.errors import ConfigError, WireError
+from agent.wire.detection import Coding, DetectionManifest, Format, read_layout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +44,9 @@ if TYPE_CHECKING:
 
 PICTURE_RANK = 4
 
-Task = Literal["classification", "heatmap", "tensor"]
+MAX_MASK_CLASSES = 255  # a mask has 8 bits, and one value is kept for pixels of no class
+
+Task = Literal["classification", "heatmap", "segmentation", "detection", "tensor"]
 Color = Literal["rgb", "bgr", "gray"]
 Resize = Literal["stretch", "crop", "letterbox", "none"]
 Layout = Literal["nchw", "nhwc"]
@@ -49,7 +56,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "input.color": get_args(Color),
     "input.resize": get_args(Resize),
     "input.layout": get_args(Layout),
+    "detection.format": get_args(Format),
+    "detection.boxes": get_args(Coding),
 }
+
+_WITH_BACKGROUND = frozenset({"heatmap", "segmentation", "detection"})
 
 # A model with a million classes is not one that a small device serves.
 Label = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -92,21 +103,26 @@ class InputManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OutputManifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the model's first output becomes an answer.
+    """How the model's outputs become an answer.
 
-    `softmax` applies a softmax over the classes first. `background`, `threshold` (0..1) and
-    `min_cells` are for heatmaps, `top` is for classification.
+    `softmax` applies a softmax over the classes first, `sigmoid` the logistic function to each;
+    left out, `sigmoid` is applied to the raw maps of detectors alone. `background` and `threshold`
+    (0..1) follow the task where they are left out: see `Manifest`. `min_cells` is for heatmaps,
+    `top` for classification.
     """
 
     softmax: bool = False
+    sigmoid: bool | None = None
     top: Annotated[int, Meta(ge=1, le=1000)] = 5
-    background: Annotated[int, Meta(ge=0)] = 0
-    threshold: float = 0.5
+    background: Annotated[int, Meta(ge=-1)] | None = None
+    threshold: float | None = None
     min_cells: Annotated[int, Meta(ge=1)] = 1
 
     def __post_init__(self) -> None:
+        if self.softmax and self.sigmoid:
+            raise ValueError("`softmax` and `sigmoid` exclude each other")
         # Written so that NaN, which TOML can say, is refused as well.
-        if not 0 <= self.threshold <= 1:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError("`threshold` must be from 0 to 1")
 
 
@@ -117,13 +133,38 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     labels: Labels = ()
     input: InputManifest = InputManifest()
     output: OutputManifest = OutputManifest()
+    detection: DetectionManifest | None = None
 
     def __post_init__(self) -> None:
-        if self.task == "heatmap" and self.labels and self.output.background >= len(self.labels):
+        if self.task == "detection" and self.detection is None:
             raise ValueError(
-                f"`output.background` is {self.output.background}, "
+                "task detection needs `detection.format` "
+                f"(choose one of {', '.join(get_args(Format))})"
+            )
+        if self.task != "detection" and self.detection is not None:
+            raise ValueError(f"`detection` is for task detection, but the task is {self.task}")
+        if self.task in _WITH_BACKGROUND and self.labels and self.background >= len(self.labels):
+            raise ValueError(
+                f"`output.background` is {self.background}, "
                 f"but there are {len(self.labels)} labels, counted from 0"
             )
+
+    @property
+    def background(self) -> int:
+        """The class that is nothing, or -1: unless set 0, but none in detectors other than SSD."""
+        if self.output.background is not None:
+            return self.output.background
+        return -1 if self.detection is not None and self.detection.format != "ssd" else 0
+
+    @property
+    def threshold(self) -> float:
+        """The least score that counts: unless set 0.5, but 0.25 for detection.
+
+        A segmentation of several classes has none unless it is set: see `agent.segmentation`.
+        """
+        if self.output.threshold is not None:
+            return self.output.threshold
+        return 0.25 if self.task == "detection" else 0.5
 
     def label(self, index: int) -> str:
         """Return the name of class `index`."""
@@ -180,14 +221,46 @@ def default_manifest(
 
 
 def check_fits(
-    manifest: Manifest, input_shape: Sequence[int], output_shapes: Sequence[Sequence[int]]
+    manifest: Manifest,
+    input_shape: Sequence[int],
+    output_shapes: Sequence[Sequence[int]],
+    output_dtypes: Sequence[str] = (),
 ) -> None:
     """Check that a manifest is one for a model of these shapes, so that deployment can refuse.
+
+    With `output_dtypes` (names of numpy) the labels of a segmentation by one map are checked, too.
 
     Raises:
         ConfigError: naming the field that does not fit.
     """
-    if len(input_shape) == PICTURE_RANK and manifest.task != "tensor":
+    if manifest.task == "tensor":
+        return
+    _check_input(manifest, input_shape)
+    if not output_shapes:
+        raise ConfigError(f"task: the manifest says {manifest.task}, but the model has no output")
+    if manifest.detection is not None:
+        labels, layout = len(manifest.labels), manifest.input.layout
+        found = read_layout(manifest.detection, layout, labels, input_shape, output_shapes)
+        classes = found.classes
+    else:
+        classes = class_count(manifest, output_shapes[0])
+        if manifest.task == "segmentation":
+            classes = _mask_classes(manifest, classes, output_dtypes)
+    if classes is None:
+        return
+    if manifest.labels and len(manifest.labels) != classes:
+        raise ConfigError(
+            f"labels: the manifest has {len(manifest.labels)}, but the model has {classes} classes"
+        )
+    if manifest.task in _WITH_BACKGROUND and manifest.background >= classes:
+        raise ConfigError(
+            f"output.background: it is {manifest.background}, "
+            f"but the model has {classes} classes, counted from 0"
+        )
+
+
+def _check_input(manifest: Manifest, input_shape: Sequence[int]) -> None:
+    if len(input_shape) == PICTURE_RANK:
         channels = input_shape[1 if manifest.input.layout == "nchw" else 3]
         if channels != manifest.input.channels:
             raise ConfigError(
@@ -195,40 +268,55 @@ def check_fits(
                 f"({manifest.input.channels} channels, layout {manifest.input.layout}), "
                 f"but the model takes {'x'.join(map(str, input_shape))}"
             )
-    if manifest.task == "tensor":
-        return
-    if not output_shapes:
-        raise ConfigError(f"task: the manifest says {manifest.task}, but the model has no output")
-    classes = class_count(manifest, output_shapes[0])
-    if manifest.labels and len(manifest.labels) != classes:
+    elif manifest.task == "detection":
         raise ConfigError(
-            f"labels: the manifest has {len(manifest.labels)}, but the model has {classes} classes"
-        )
-    if manifest.task == "heatmap" and manifest.output.background >= classes:
-        raise ConfigError(
-            f"output.background: it is {manifest.output.background}, "
-            f"but the model has {classes} classes, counted from 0"
+            "task: detection needs a model that takes pictures, "
+            f"but this one takes {'x'.join(map(str, input_shape))}"
         )
 
 
 def class_count(manifest: Manifest, output_shape: Sequence[int]) -> int:
     """Return how many classes a first output of this shape scores.
 
+    For a segmentation 1 stands for one map: the score of class 1, or the classes themselves.
+
     Raises:
         ConfigError: if the shape is none that the manifest's task has.
     """
     shape = tuple(output_shape)
-    if manifest.task == "heatmap" and len(shape) == PICTURE_RANK and shape[0] == 1:
-        return shape[1 if manifest.input.layout == "nchw" else 3]
-    if manifest.task == "classification":
+    wanted = "one map of class scores"
+    if manifest.task in {"heatmap", "segmentation"} and len(shape) == PICTURE_RANK:
+        classes = shape[1 if manifest.input.layout == "nchw" else 3]
+        if manifest.task == "segmentation" and classes > MAX_MASK_CLASSES:
+            wanted = f"at most {MAX_MASK_CLASSES} classes in layout {manifest.input.layout}"
+        elif shape[0] == 1:
+            return classes
+    elif manifest.task == "segmentation":
+        if len(shape) == PICTURE_RANK - 1 and shape[0] == 1:
+            return 1
+        wanted = "1 x classes x height x width, or 1 x height x width"
+    elif manifest.task == "classification":
         extents = [extent for extent in shape if extent != 1]
         if len(extents) == 1:
             return extents[0]
-    wanted = "1 x classes" if manifest.task == "classification" else "one map of class scores"
+        wanted = "1 x classes"
     raise ConfigError(
         f"task: {manifest.task} needs an output of {wanted}, "
         f"but the model's is {'x'.join(map(str, shape))}"
     )
+
+
+def _mask_classes(manifest: Manifest, maps: int, dtypes: Sequence[str]) -> int | None:
+    """Return how many classes a segmentation has, None where its outputs do not say."""
+    if len(manifest.labels) > MAX_MASK_CLASSES:
+        raise ConfigError(
+            f"labels: a mask has at most {MAX_MASK_CLASSES} classes, "
+            f"but there are {len(manifest.labels)}"
+        )
+    if maps > 1:
+        return maps
+    # Scores of one class, which then has a background; or, as integers, classes of any number.
+    return 2 if dtypes and dtypes[0].startswith("float") else None
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -215,8 +215,9 @@ class Reference:
 
     def result(self, payload: bytes) -> dict[str, Any]:
         """Return what an answer's `result` has to be for a payload."""
-        frame = self.input_of(payload).frame
-        return make_answer(self.outputs(payload), self.packaged.manifest, frame)
+        image = self.input_of(payload)
+        manifest = self.packaged.manifest
+        return make_answer(self.outputs(payload), manifest, image.frame, image.shape)
 
     def check(self, answer: Answer, payload: bytes) -> None:
         """Check that an answer with tensors is the one of a single device."""
