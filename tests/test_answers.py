@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from base64 import b64decode, b64encode
 from typing import Any
 
 import numpy as np
@@ -282,3 +283,49 @@ def test_annotate_turns_the_picture_upright() -> None:
 def test_annotate_refuses_what_is_no_picture() -> None:
     with pytest.raises(InputError, match="no JPEG, PNG"):
         annotate(b"hello", {"task": "classification", "top": []})
+
+
+def test_annotate_draws_detections_as_it_draws_heatmaps() -> None:
+    picture = encoded(Image.new("L", (200, 100), 128))
+    found = {"label": "dog", "score": 0.9, "box": [0.5, 0.5, 0.75, 0.9]}
+    detection = {"task": "detection", "objects": [found], "counts": {"dog": 1}}
+    pixels = drawn(picture, detection)
+    assert (pixels == drawn(picture, {**detection, "task": "heatmap"})).all()
+    assert (pixels[90, 100:150] != 128).any(axis=1).all()
+
+
+def test_annotate_lays_a_mask_over_its_part_of_the_picture() -> None:
+    picture = encoded(Image.new("RGB", (400, 200), (100, 100, 100)))
+    classes = np.zeros((1, 4, 4), np.int64)
+    classes[0, 2:, 2:] = 2
+    result = ask(classes, Manifest("segmentation", LABELS), frame=(0.5, 0.0, 1.0, 1.0))
+    pixels = drawn(picture, result)
+    assert (pixels[110:190, 310:390] == [50, 114, 50]).all()  # half of 100, half of VOC's green
+    assert (pixels[110:190, 10:290] == 100).all()
+    blank = drawn(picture, ask(np.zeros((1, 4, 4), np.int64), Manifest("segmentation", LABELS)))
+    assert (blank[60:, :] == 100).all()
+
+
+@pytest.mark.parametrize("png", ["no base64", "", "aGVsbG8=", None])
+def test_annotate_refuses_a_mask_that_is_none(png: str | None) -> None:
+    picture = encoded(Image.new("RGB", (40, 20)))
+    if png is None:
+        png = b64encode(picture).decode()  # a PNG, but with no palette
+    result = ask(np.ones((1, 4, 4), np.int64), Manifest("segmentation", LABELS))
+    result["mask"]["png"] = png
+    with pytest.raises(InputError, match="mask is no"):
+        annotate(picture, result)
+
+
+def test_annotate_refuses_a_mask_that_is_cut_off() -> None:
+    noise = np.random.default_rng(1).integers(0, 3, (1, 64, 64))
+    result = ask(noise, Manifest("segmentation", LABELS))
+    result["mask"]["png"] = b64encode(b64decode(result["mask"]["png"])[:-500]).decode()
+    with pytest.raises(InputError, match="the mask is damaged"):
+        annotate(encoded(Image.new("RGB", (40, 20))), result)
+
+
+def test_sigmoid_turns_independent_logits_into_scores() -> None:
+    manifest = Manifest("classification", output=OutputManifest(sigmoid=True))
+    top = ask(np.array([[0.0, 2.0]], np.float32), manifest)["top"]
+    assert [entry["score"] for entry in top] == [pytest.approx(0.8808, rel=1e-4), 0.5]
