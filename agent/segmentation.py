@@ -94,12 +94,16 @@ def _classes(output: NDArray[Any], manifest: Manifest) -> NDArray[np.uint8]:
     if threshold is not None:
         # Without a threshold it would take time, and leave the order of classes as it is.
         scores = activated(scores, manifest)
-    if scores.dtype.kind == "f":
-        scores = np.where(np.isnan(scores), -np.inf, scores)
-    classes = scores.argmax(axis=0)
-    best = np.take_along_axis(scores, classes[None], axis=0)[0]
-    certain = best > -np.inf if threshold is None else best >= threshold
-    return np.where(certain, classes, nothing).astype(np.uint8)
+    # Plane by plane, several times faster than argmax; NaN is never more than another score.
+    best = np.full(scores.shape[1:], -np.inf, np.result_type(scores.dtype, np.float32))
+    classes = np.full(scores.shape[1:], nothing, np.uint8)
+    for index, plane in enumerate(scores):
+        better = plane > best
+        np.copyto(best, plane, where=better)
+        np.copyto(classes, np.uint8(index), where=better)
+    if threshold is not None:
+        classes[~(best >= threshold)] = nothing
+    return classes
 
 
 def _visible(extent: int, low: float, high: float) -> slice:
