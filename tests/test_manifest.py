@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +21,7 @@ from agent.wire.manifest import (
     load_manifest,
     manifest_path,
 )
+from tests.conftest import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -365,3 +367,10 @@ def test_a_detector_needs_a_picture_and_colours_that_fit() -> None:
     none = Manifest("detection", output=OutputManifest(background=80), detection=manifest.detection)
     with pytest.raises(ConfigError, match=r"^output\.background: it is 80, .* has 80 classes"):
         check_fits(none, BIG, [(1, 84, 100)])
+
+
+def test_the_manifests_in_the_documentation_are_manifests(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "requests.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    tasks = {loaded(tmp_path, block).task for block in blocks}
+    assert tasks == {"heatmap", "segmentation", "detection"}
