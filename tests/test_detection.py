@@ -113,6 +113,24 @@ def test_yolov5_scores_are_products_with_objectness() -> None:
     assert ask(detector("yolov5"), rows.transpose(0, 2, 1))["objects"] == expected
 
 
+def test_yolov5_objectness_may_be_a_logit_too() -> None:
+    rows = np.full((1, 12, 8), -20.0)
+    rows[0, 0] = [96, 16, 32, 16, logit(0.9), 20, -20, -20]
+    assert ask(detector("yolov5", OutputManifest(sigmoid=True)), rows)["objects"] == [CAT]
+
+
+def test_a_model_that_knows_nothing_but_background_finds_nothing() -> None:
+    manifest = detector("ssd", labels=("nothing",))
+    result = ask(manifest, SSD_BOXES, np.ones((1, 2, 1), np.float32))
+    assert (result["objects"], result["counts"]) == ([], {})
+
+
+def test_of_very_many_labels_only_those_found_are_counted() -> None:
+    names = tuple(f"l{number}" for number in range(2000))
+    rows = np.array([[[80, 8, 112, 24, 0.9, 1500]]], np.float32)
+    assert ask(detector("nms-included", labels=names), rows)["counts"] == {"l1500": 1}
+
+
 def test_a_detector_may_have_a_background() -> None:
     names = ("nothing", "cat", "dog")
     manifest = detector("yolov8", OutputManifest(background=0), labels=names)
