@@ -70,7 +70,7 @@ def verify_model(path: Path, devices: int, *, seed: int = 0) -> Verdict:
         identical=all(equal(whole[name], split[name]) for name in whole),
         max_rel_error=max(relative_error(whole[name], split[name]) for name in whole),
         distributed_share=round(plan.distributed_share, 4),
-        undistributed=plan.undistributed,
+        undistributed=tuple(map(str, plan.undistributed)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,7 +84,7 @@ def _as_json(made: Plan, single: Plan) -> dict[str, object]:
         "single_device_ms": round(single.predicted_s * 1e3, 3),
         "distributed_share": round(made.distributed_share, 4),
         "halo_bytes": sum(block.halo_bytes for block in made.blocks),
-        "undistributed": list(made.undistributed),
+        "undistributed": [asdict(operator) for operator in made.undistributed],
         "blocks": [
             {
                 "layers": list(block.layers),

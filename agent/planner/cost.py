@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agent.planner.graph import Graph
     from agent.planner.layers import Layer
     from agent.planner.layout import Layouts
-    from agent.planner.receptive_field import Boxes, Demand, Field
+    from agent.planner.receptive_field import Boxes, Demand, Reading
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -54,51 +54,34 @@ class Work:
         """Return no work for `tiles` tiles."""
         return cls(*(np.zeros(tiles) for _ in range(4)))
 
-    def add(self, layer: Layer, demand: Demand, graph: Graph) -> list[tuple[Field, Boxes]]:
+    def add(self, layer: Layer, demand: Demand, graph: Graph) -> list[Reading]:
         """Walk `demand` backwards through a layer and add what its nodes cost.
 
         Returns:
-            The layer's nodes, last one first, with what each computes for every tile.
+            The layer's nodes, last one first, with what each computes and reads for every tile.
         """
         walked = []
-        behind_kernel = _behind_kernel(layer)
-        for field, fused in zip(layer.fields[::-1], behind_kernel[::-1], strict=True):
-            computed, read = demand.through(field)
-            self._add_node(field, computed, read, graph, fused=fused)
-            walked.append((field, computed))
+        for field, fused in zip(layer.fields[::-1], layer.fused[::-1], strict=True):
+            reading = demand.through(field)
+            self._add_node(reading, graph, fused=fused)
+            walked.append(reading)
         return walked
 
-    def _add_node(
-        self,
-        field: Field,
-        computed: Boxes,
-        read: Sequence[tuple[str, Boxes]],
-        graph: Graph,
-        *,
-        fused: bool,
-    ) -> None:
+    def _add_node(self, reading: Reading, graph: Graph, *, fused: bool) -> None:
+        field, computed, reads = reading
         operator = field.operator
         sizes = computed.sizes().astype(np.float64)
         self.flops += operator.flops * sizes
         touched = sizes * graph.itemsize(field.node.outputs[0])
-        for name, box in read:
-            touched += box.sizes() * float(graph.itemsize(name))
+        for index, box in reads.items():
+            touched += box.sizes() * float(graph.itemsize(field.node.inputs[index]))
         weights = field.weight_bytes(computed)
         self.weights += weights
         # Batch 1: each weight of a Gemm is used once, so reading it is the work.
         self.moved += weights
         self.peak = np.maximum(self.peak, touched)
-        if operator.memory_bound and not fused and not operator.reshapes:
+        if operator.memory_bound and not fused and not operator.free:
             self.moved += touched
-
-
-def _behind_kernel(layer: Layer) -> list[bool]:
-    """Tell for each node of a layer whether a kernel precedes it, into which it is fused."""
-    found, behind = False, []
-    for field in layer.fields:
-        behind.append(found)
-        found = found or not field.operator.memory_bound
-    return behind
 
 
 class CostModel:
@@ -115,10 +98,9 @@ class CostModel:
         self._overhead = np.array([d.step_overhead_s for d in devices])
         limits = (d.memory_limit_bytes for d in devices)
         self._limit = np.array([np.inf if limit is None else limit for limit in limits])
-        count, device = layouts.count, layouts.device
+        device, self._kinds = layouts.device, len(layouts.shapes)
         self._foreign = device[:, None] != device[None, :]
-        self._in_layout = (count[:, None] == np.arange(1, self._n + 1)).astype(np.float64)
-        self._owned: dict[str, tuple[Boxes, int]] = {}
+        self._in_layout = (layouts.layout[:, None] == np.arange(self._kinds)).astype(np.float64)
 
     def compute(self, work: Work, borders: Floats) -> Floats:
         """Return the seconds that each tile's device computes.
@@ -135,9 +117,9 @@ class CostModel:
         return seconds
 
     def largest(self, values: Floats) -> Floats:
-        """Return the largest value in each layout; shape (N,), for K = 1..N devices."""
-        table = np.zeros((self._n, self._n))
-        table[self._layouts.count - 1, self._layouts.device] = values
+        """Return the largest value in each layout; shape (layouts,)."""
+        table = np.zeros((self._kinds, self._n))
+        table[self._layouts.layout, self._layouts.device] = values
         return np.asarray(table.max(axis=1))
 
     def too_large(self, work: Work, borders: Floats) -> Any:
@@ -155,10 +137,10 @@ class CostModel:
                 model's input, which every device has.
 
         Returns:
-            Shape (N, N): [K, K'] for K devices after the cut and K' before it.
+            Shape (layouts, layouts): [after the cut, before it].
         """
-        tiles = len(self._layouts.count)
-        received, sent = np.zeros((tiles, self._n)), np.zeros((self._n, tiles))
+        tiles = len(self._layouts.layout)
+        received, sent = np.zeros((tiles, self._kinds)), np.zeros((self._kinds, tiles))
         copied = np.zeros(tiles)
         for name in needs if owned is None else owned:
             if name == self._graph.input:
@@ -170,7 +152,7 @@ class CostModel:
         return self._exchange_seconds(received, sent, copied)
 
     def gather(self, outputs: Sequence[str]) -> Floats:
-        """Return the seconds to bring whole outputs to the first device; shape (N,) for K'."""
+        """Return the seconds to bring whole outputs to the first device, from each layout."""
         whole = {name: self._layouts.tiles(name) for name in outputs}
         # The first tile is that of one device: it owns, and so needs, everything.
         return np.asarray(self.exchange(whole)[0])
@@ -184,12 +166,12 @@ class CostModel:
         return np.asarray(common * float(self._graph.itemsize(name)))
 
     def _exchange_seconds(self, received: Floats, sent: Floats, copied: Floats) -> Floats:
-        """Turn bytes per tile into the longest time over devices: [K, K']."""
-        n, count, device = self._n, self._layouts.count - 1, self._layouts.device
-        into, out, copies = np.zeros((n, n, n)), np.zeros((n, n, n)), np.zeros((n, n, n))
-        into[count, :, device] = received
-        out[:, count, device] = sent
-        copies[count, :, device] = copied[:, None]
+        """Turn bytes per tile into the longest time over devices: [after, before]."""
+        layout, device = self._layouts.layout, self._layouts.device
+        into, out, copies = (np.zeros((self._kinds, self._kinds, self._n)) for _ in range(3))
+        into[layout, :, device] = received
+        out[:, layout, device] = sent
+        copies[layout, :, device] = copied[:, None]
         busiest = np.maximum(into, out)
         seconds = busiest / self._link + self._latency * (busiest > 0)
         seconds += copies / self._memory * (into > 0)

@@ -1,13 +1,14 @@
-"""DPFP: the fastest blocks and numbers of devices, by dynamic programming.
+"""DPFP: the fastest blocks and their layouts, by dynamic programming.
 
-Dynamic programming for fused-layer parallelization (arXiv 2207.11293), over cuts and the number of
-devices of each block, because a layout decides what the next block must fetch:
+Dynamic programming for fused-layer parallelization (arXiv 2207.11293), over cuts and the layout of
+each block (how many devices, in rows, columns or a grid), because it decides what the next block
+must fetch:
 
-    T(j, K) = min over i < j and K' of T(i, K') + exchange(i, K' -> what (i, j] reads under K)
-              + compute(i, j, K)
+    T(j, L) = min over i < j and L' of T(i, L') + exchange(i, L' -> what (i, j] reads under L)
+              + compute(i, j, L)
 
-where compute is the slowest device's. T(layers, K) is followed by gathering the outputs on the
-first device. It is exact: every choice of cuts and counts is considered.
+where compute is the slowest device's. T(layers, L) is followed by gathering the outputs on the
+first device. It is exact: every choice of cuts and layouts is considered.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from agent.errors import ModelError
 from agent.planner.cost import CostModel, Work
 from agent.planner.layers import layers_of, live_tensors
-from agent.planner.layout import Layouts
+from agent.planner.layout import Layouts, Shape
 from agent.planner.receptive_field import Demand
 
 if TYPE_CHECKING:
@@ -33,38 +34,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One block of the best plan: layers [start, stop) on the `count` fastest devices."""
+    """One block of the best plan: layers [start, stop) in layout number `layout`."""
 
     start: int
     stop: int
-    count: int
+    layout: int
+    shape: Shape
     compute_s: float
     exchange_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What the search may choose: cuts (None: any) and numbers of devices.
+    """What the search may choose: cuts (None: any) and layouts.
 
-    `counts` is one number for each block between `cuts`, or the greatest number that every block
-    takes as far as its tensors can be split, or None for any number. `seconds_per_byte` is a price
-    on the weights that a block's devices hold, for fleets whose memory is scarce: the dearer they
-    are, the more layers are shared instead of being computed where they are needed.
+    `layouts` is one shape for each block between `cuts`; or the greatest number of devices, which
+    every block uses as far as its tensors can be split; or None for any. `seconds_per_byte` is a
+    price on the weights that a block's devices hold, for fleets whose memory is scarce: the dearer
+    they are, the more layers are shared instead of being computed where they are needed.
     """
 
     cuts: Sequence[int] | None = None
-    counts: Sequence[int] | int | None = None
+    layouts: Sequence[Shape] | int | None = None
     seconds_per_byte: float = 0.0
 
 
 class Search:
     """The search space of one graph on ranked devices, and the dynamic program over it."""
 
-    def __init__(self, graph: Graph, devices: Sequence[Device]) -> None:
+    def __init__(
+        self, graph: Graph, devices: Sequence[Device], shapes: Sequence[Shape] | None = None
+    ) -> None:
         self.graph = graph
         self.layers: tuple[Layer, ...] = layers_of(graph)
         self.live = live_tensors(graph, self.layers)
-        self.layouts = Layouts(graph, self.layers, devices)
+        self.layouts = Layouts(graph, self.layers, devices, shapes)
         self._cost = CostModel(graph, self.layouts)
 
     def best(self, allowed: Allowed) -> tuple[tuple[Choice, ...], float] | None:
@@ -74,9 +78,9 @@ class Search:
             None where no allowed choice fits into the devices' memory.
 
         Raises:
-            ModelError: if the cuts or counts that are forced make no sense.
+            ModelError: if the cuts or layouts that are forced make no sense.
         """
-        n, end = len(self.layouts.devices), len(self.layers)
+        n, end = len(self.layouts.shapes), len(self.layers)
         cuts = _cuts(allowed, end)
         best = np.full((end + 1, n), np.inf)
         best[0, 0] = 0.0
@@ -98,14 +102,14 @@ class Search:
         last = int((best[end] + gather).argmin())
         if not np.isfinite(best[end, last]):
             return None
-        path = _path(came, end, last)
+        path = self._path(came, last)
         seconds = sum(choice.compute_s + choice.exchange_s for choice in path)
         return path, seconds + float(gather[last])
 
     def _blocks(self, stop: int, starts: set[int]) -> list[tuple[int, Floats, Floats, Floats]]:
-        """Return (start, exchange [K, K'], compute [K], weights [K]) for blocks before `stop`."""
+        """Return (start, exchange [L, L'], compute [L], weights [L]) for blocks before `stop`."""
         tiles = {name: self.layouts.tiles(name) for name in self._shared(stop)}
-        demand, work = Demand(self.graph, tiles), Work.none(len(self.layouts.count))
+        demand, work = Demand(self.graph, tiles), Work.none(len(self.layouts.layout))
         written = self._bytes(tiles)
         found = []
         for start in range(stop - 1, min(starts) - 1, -1):
@@ -123,27 +127,42 @@ class Search:
         return [name for name in self.live[cut] if name != self.graph.input]
 
     def _bytes(self, regions: dict[str, Boxes]) -> Floats:
-        total = np.zeros(len(self.layouts.count))
+        total = np.zeros(len(self.layouts.layout))
         for name, box in regions.items():
             total += box.sizes() * float(self.graph.itemsize(name))
         return total
 
     def _possible(self, stop: int, allowed: Allowed, cuts: Sequence[int]) -> Any:
-        """Return for each number of devices whether a block that ends at `stop` may use it."""
-        counts = np.arange(1, len(self.layouts.devices) + 1)
-        rows = min((self.layouts.rows(name) for name in self._shared(stop)), default=1)
-        fits = counts <= rows
-        if allowed.counts is None:
+        """Return for each layout whether a block that ends at `stop` may use it."""
+        layouts, shared = self.layouts, self._shared(stop)
+        fits = np.array(
+            [all(layouts.fits(name, n) for name in shared) for n in range(len(layouts.shapes))]
+        )
+        if allowed.layouts is None:
             return fits
-        if isinstance(allowed.counts, int):
-            return counts == min(allowed.counts, rows, len(counts))
-        forced = allowed.counts[cuts.index(stop) - 1]
-        if not 1 <= forced <= min(rows, len(counts)):
+        if isinstance(allowed.layouts, int):
+            most = max(c for c in layouts.counts[fits] if c <= max(1, allowed.layouts))
+            return fits & (layouts.counts == most)
+        forced = allowed.layouts[cuts.index(stop) - 1]
+        chosen = fits & np.array([shape == forced for shape in layouts.shapes])
+        if not chosen.any():
             raise ModelError(
-                f"a block that ends at cut {stop} cannot use {forced} devices: there are "
-                f"{len(counts)}, and its tensors can be split into {rows} at most"
+                f"a block that ends at cut {stop} cannot be shared as {forced}: there are "
+                f"{len(layouts.devices)} devices, and its tensors fit "
+                f"{', '.join(str(s) for s, fit in zip(layouts.shapes, fits, strict=True) if fit)}"
             )
-        return counts == forced
+        return chosen
+
+    def _path(
+        self, came: dict[tuple[int, int], tuple[int, int, float, float]], last: int
+    ) -> tuple[Choice, ...]:
+        choices: list[Choice] = []
+        stop, n = len(self.layers), last
+        while stop > 0:
+            start, before, compute, exchange = came[stop, n]
+            choices.append(Choice(start, stop, n, self.layouts.shapes[n], compute, exchange))
+            stop, n = start, before
+        return tuple(choices[::-1])
 
     def compute_seconds(self, work: Work, borders: dict[str, Boxes]) -> Floats:
         """Return the seconds that each tile's device computes a block."""
@@ -152,25 +171,13 @@ class Search:
 
 def _cuts(allowed: Allowed, end: int) -> list[int]:
     if allowed.cuts is None:
-        if isinstance(allowed.counts, Sequence):
-            raise ModelError("numbers of devices for each block need the cuts between the blocks")
+        if isinstance(allowed.layouts, Sequence):
+            raise ModelError("layouts for each block need the cuts between the blocks")
         return list(range(end + 1))
     cuts = sorted({0, *allowed.cuts, end})
     if cuts[0] < 0 or cuts[-1] > end:
         raise ModelError(f"cuts {list(allowed.cuts)} must lie between 1 and {end - 1}")
-    counts = allowed.counts
-    if isinstance(counts, Sequence) and len(counts) != len(cuts) - 1:
-        raise ModelError(f"{len(cuts) - 1} blocks need as many device counts, not {len(counts)}")
+    layouts = allowed.layouts
+    if isinstance(layouts, Sequence) and len(layouts) != len(cuts) - 1:
+        raise ModelError(f"{len(cuts) - 1} blocks need as many layouts, not {len(layouts)}")
     return cuts
-
-
-def _path(
-    came: dict[tuple[int, int], tuple[int, int, float, float]], end: int, last: int
-) -> tuple[Choice, ...]:
-    choices: list[Choice] = []
-    stop, k = end, last
-    while stop > 0:
-        start, before, compute, exchange = came[stop, k]
-        choices.append(Choice(start, stop, k + 1, compute, exchange))
-        stop, k = start, before
-    return tuple(choices[::-1])

@@ -1,12 +1,13 @@
 """A model as the planner sees it: nodes in topological order, and the static shape of every tensor.
 
 Large initializers are known by name, dtype, shape and blobs only (`weights`); small ones are arrays
-(`constants`). Everything else that nodes read or write is an activation (`tensors`).
+(`constants`), and what is computed from these alone (a weight that is dequantized or transposed) is
+an `expression`. Everything else that nodes read or write is an activation.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from onnx import numpy_helper
 from agent.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from agent.wire.model import WeightEntry
 
@@ -56,15 +57,20 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One ONNX node; an absent optional input or output has the empty name."""
+    """One ONNX node; an absent optional input or output has the empty name.
+
+    `domain` is "" for ONNX's own operators and "halomq" for steps of an operator that was taken
+    apart (`agent/planner/lowering.py`); such a step's `origin` are the nodes that it stands for.
+    """
 
     index: int
     op: str
-    standard: bool
+    domain: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     proto: onnx.NodeProto
+    origin: tuple[Node, ...] = ()
 
     @property
     def label(self) -> str:
@@ -78,9 +84,14 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A model with one image input, batch 1 and only static shapes."""
+    """A model with one image input, batch 1 and only static shapes.
+
+    `nodes` are in topological order and compute activations; `expressions` are the nodes, by their
+    output, that depend on weights alone. `tensors` are the outputs of both, and the input.
+    """
 
     nodes: tuple[Node, ...]
+    expressions: Mapping[str, Node]
     tensors: Mapping[str, Tensor]
     input: str
     outputs: tuple[str, ...]
@@ -118,7 +129,7 @@ class Graph:
 
     def is_constant(self, name: str) -> bool:
         """Tell whether `name` is known before any request."""
-        return name in self.constants or name in self.weights
+        return name in self.constants or name in self.weights or name in self.expressions
 
     def itemsize(self, name: str) -> int:
         """Return the bytes of one element of an activation, weight or constant."""
@@ -145,16 +156,20 @@ def read_graph(graph: bytes, weights: Sequence[WeightEntry]) -> Graph:
         raise ModelError(f"the graph is damaged: {error}") from error
     entries = {entry.name: entry for entry in weights}
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    nodes = tuple(_node(index, proto) for index, proto in enumerate(model.graph.node))
+    nodes = tuple(node_of(index, proto) for index, proto in enumerate(model.graph.node))
     known = entries.keys() | constants.keys()
     inputs = [value.name for value in model.graph.input if value.name not in known]
     if len(inputs) != 1:
         raise ModelError(f"the graph has {len(inputs)} inputs ({', '.join(inputs)}), not one")
+    outputs = tuple(value.name for value in model.graph.output)
+    expressions = _expressions(nodes, known, outputs)
+    activations = [node for node in nodes if node.outputs[0] not in expressions]
     return Graph(
-        nodes=nodes,
+        nodes=tuple(replace(node, index=index) for index, node in enumerate(activations)),
+        expressions=expressions,
         tensors=_tensors(model.graph, nodes, known),
         input=inputs[0],
-        outputs=tuple(value.name for value in model.graph.output),
+        outputs=outputs,
         weights=entries,
         constants=constants,
         opsets=tuple((o.domain, o.version) for o in model.opset_import),
@@ -186,16 +201,34 @@ def tensor_of(value: onnx.ValueInfoProto, where: str) -> Tensor:
     return Tensor(value.name, _DTYPES[kind.elem_type], shape)
 
 
-def _node(index: int, proto: onnx.NodeProto) -> Node:
+def node_of(index: int, proto: onnx.NodeProto, origin: tuple[Node, ...] = ()) -> Node:
+    """Read one node."""
     return Node(
         index=index,
         op=proto.op_type,
-        standard=proto.domain in _STANDARD_DOMAINS,
+        domain="" if proto.domain in _STANDARD_DOMAINS else proto.domain,
         inputs=tuple(proto.input),
         outputs=tuple(proto.output),
         attributes={a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute},
         proto=proto,
+        origin=origin,
     )
+
+
+def _expressions(
+    nodes: Sequence[Node], known: Iterable[str], outputs: Sequence[str]
+) -> dict[str, Node]:
+    """Return the nodes of one output that depend on nothing but weights and constants."""
+    constant, found = set(known), {}
+    for node in nodes:
+        if (
+            len(node.outputs) == 1
+            and all(name in constant for name in node.inputs if name)
+            and node.outputs[0] not in outputs
+        ):
+            constant.add(node.outputs[0])
+            found[node.outputs[0]] = node
+    return found
 
 
 def _tensors(graph: onnx.GraphProto, nodes: Sequence[Node], known: set[str]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
+from agent.planner.operators.elementwise import ELEMENTWISE
 from agent.planner.receptive_field import Field
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from agent.planner.graph import Graph, Node
 
 _VIEWS = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
+# What is quantized is cut between QuantizeLinear and DequantizeLinear only: with both at its side
+# an operator is computed on integers, as it is in the whole model.
+_BEFORE = _VIEWS | {"DequantizeLinear"}
 _KERNELS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _SUMS = frozenset({"Add", "Sum"})
 _SCALES = frozenset({"Add", "Mul", "Sub", "Div"})
@@ -28,9 +32,23 @@ _ACTIVATIONS = frozenset(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """Consecutive nodes between which no cut is made."""
+    """Consecutive nodes between which no cut is made.
+
+    `fused` tells for each node whether it costs nothing of its own: behind a kernel, or
+    quantization at an operator's side.
+    """
 
     fields: tuple[Field, ...]
+
+    @property
+    def fused(self) -> tuple[bool, ...]:
+        """For each node, whether it is fused with another one."""
+        found, fused = False, []
+        for field in self.fields:
+            quantization = field.node.op in {"QuantizeLinear", "DequantizeLinear"}
+            fused.append(found or (quantization and len(self.fields) > 1))
+            found = found or not field.operator.memory_bound
+        return tuple(fused)
 
     @property
     def label(self) -> str:
@@ -56,7 +74,7 @@ def live_tensors(graph: Graph, layers: Sequence[Layer]) -> list[tuple[str, ...]]
     last: dict[str, int] = dict.fromkeys(graph.outputs, len(layers) + 1)
     for number, layer in enumerate(layers):
         for field in layer.fields:
-            for name, _ in field.activations:
+            for _, name in field.activations:
                 last[name] = max(last.get(name, 0), number)
     alive = {graph.input: last.get(graph.input, -1)}
     cuts: list[tuple[str, ...]] = [(graph.input,)]
@@ -71,15 +89,60 @@ def live_tensors(graph: Graph, layers: Sequence[Layer]) -> list[tuple[str, ...]]
 def _groups(graph: Graph) -> list[int]:
     """Return each node's group, named by the index of one of its nodes."""
     leader = list(range(len(graph.nodes)))
-    for node in graph.nodes:  # topological, so that producers know their group
+
+    def join(one: int, other: int) -> None:
+        old, new = leader[one], leader[other]
+        leader[:] = [new if group == old else group for group in leader]
+
+    for node in graph.nodes:
         producer = _fuses_behind(node, graph)
         if producer is not None:
-            leader[node.index] = leader[producer.index]
+            join(node.index, producer.index)
+        for other in _converging(node, graph):
+            join(other.index, node.index)
     for node in reversed(graph.nodes):
         reader = _only_reader(node, graph)
-        if node.op in _VIEWS and reader is not None and leader[node.index] == node.index:
-            leader[node.index] = leader[reader.index]
+        if node.op in _BEFORE and reader is not None and leader[node.index] == node.index:
+            join(node.index, reader.index)
     return leader
+
+
+def _converging(node: Node, graph: Graph) -> list[Node]:
+    """Return what computes `node` from a single tensor, and the kernel that gives that one.
+
+    SiLU, GELU and the like are such groups of elementwise nodes, which onnxruntime fuses.
+    """
+    inside: set[int] = {node.index}
+    entries = _operands(node, graph)
+    while len(entries) > 1:
+        name = max(entries, key=lambda entry: _made_at(entry, graph))
+        producer = graph.producers.get(name)
+        if producer is None or producer.op not in ELEMENTWISE or not _read_in(name, inside, graph):
+            return []
+        inside.add(producer.index)
+        entries = (entries - {name}) | _operands(producer, graph)
+    if len(inside) > 1 and entries:
+        name = entries.pop()
+        producer = graph.producers.get(name)
+        kernel = producer is not None and producer.op in _KERNELS | {"BatchNormalization"}
+        if producer is not None and kernel and _read_in(name, inside, graph):
+            inside.add(producer.index)
+    return [graph.nodes[index] for index in sorted(inside - {node.index})]
+
+
+def _operands(node: Node, graph: Graph) -> set[str]:
+    if node.op not in ELEMENTWISE:
+        return set()
+    return {name for name in node.inputs if name and not graph.is_constant(name)}
+
+
+def _made_at(name: str, graph: Graph) -> int:
+    return graph.producers[name].index if name in graph.producers else -1
+
+
+def _read_in(name: str, nodes: set[int], graph: Graph) -> bool:
+    """Tell whether a tensor is read by some of `nodes` and nothing else."""
+    return name not in graph.outputs and {r.index for r in graph.consumers[name]} <= nodes
 
 
 def _fuses_behind(node: Node, graph: Graph) -> Node | None:
@@ -95,6 +158,8 @@ def _fuses_behind(node: Node, graph: Graph) -> Node | None:
 
 
 def _pair(producer: Node, node: Node, graph: Graph) -> bool:
+    if node.op == "QuantizeLinear":
+        return True
     if node.op in _ACTIVATIONS:
         return producer.op in _KERNELS | _SCALES | _SUMS | {"BatchNormalization"}
     if node.op == "BatchNormalization":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from agent.errors import ModelError
 from agent.planner.dpfp import Allowed, Search
+from agent.planner.layout import Shape, shapes_for
+from agent.planner.lowering import lower
 from agent.planner.program import compile_programs
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from agent.planner.program import Compiled, CompiledBlock
     from agent.planner.receptive_field import Field
     from agent.wire.program import Program
+
+Form = Literal["any", "rows", "columns", "grid"]
 
 # Seconds that a byte of weights costs; the last is dearer than any exchange.
 _PRICES = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-3)
@@ -44,12 +48,24 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Undistributed:
+    """An operator that one device computes for all: its label, why, and what that costs."""
+
+    label: str
+    reason: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.label} {self.reason} ({self.seconds * 1e3:.2g} ms on one device)"
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One model on one set of devices.
 
-    `devices` are those that take part, fastest first; the first one answers. `cuts` and `counts`
+    `devices` are those that take part, fastest first; the first one answers. `cuts` and `layouts`
     are the choice itself, as `compile_plan` takes them. `distributed_share` is the share of the
-    arithmetic that several devices do together. `undistributed` names what cannot be, and why.
+    arithmetic that several devices do together. `undistributed` are the operators that are not.
     """
 
     model: str
@@ -58,10 +74,26 @@ class Plan:
     segments: dict[str, bytes]
     blocks: tuple[Block, ...]
     cuts: tuple[int, ...]
-    counts: tuple[int, ...]
+    layouts: tuple[Shape, ...]
     predicted_s: float
     distributed_share: float
-    undistributed: tuple[str, ...]
+    undistributed: tuple[Undistributed, ...]
+
+
+def shapes_of_form(devices: int, form: Form) -> tuple[Shape, ...]:
+    """Return the layouts of one form for up to `devices` devices."""
+    shapes = shapes_for(devices)
+    if form == "any":
+        return shapes
+    if form == "rows":
+        return tuple(shape for shape in shapes if shape.columns == 1)
+    if form == "columns":
+        return tuple(shape for shape in shapes if shape.rows == 1)
+    squarest = {
+        shape.tiles: shape
+        for shape in sorted(shapes, key=lambda shape: (shape.rows - shape.columns) ** 2)[::-1]
+    }
+    return tuple(squarest[count] for count in sorted(squarest))
 
 
 def compile_plan(
@@ -70,7 +102,8 @@ def compile_plan(
     *,
     model_name: str,
     cuts: Sequence[int] | None = None,
-    counts: Sequence[int] | int | None = None,
+    layouts: Sequence[Shape] | int | None = None,
+    form: Form = "any",
 ) -> Plan:
     """Find the fastest plan and compile it to programs.
 
@@ -79,8 +112,9 @@ def compile_plan(
         devices: the devices that may be used, in any order.
         model_name: the name under which the programs serve it.
         cuts: forced cuts, each the number of layers before it; None lets the planner choose.
-        counts: forced numbers of devices, one for each block between `cuts`; or one number that
-            every block uses as far as its tensors have rows enough; None lets the planner choose.
+        layouts: forced layouts, one for each block between `cuts`; or one number of devices that
+            every block uses as far as its tensors can be split; None lets the planner choose.
+        form: which layouts there are: rows, columns, grids (as square as can be), or any.
 
     Raises:
         ModelError: if what is forced is impossible, or the devices' memory does not suffice.
@@ -89,7 +123,7 @@ def compile_plan(
         raise ModelError("a plan needs at least one device")
     usable = sorted(devices, key=lambda device: (-device.flops_per_s, device.id))
     while True:
-        plan = _plan_within_memory(graph, usable, model_name, cuts, counts)
+        plan = _plan_within_memory(graph, usable, model_name, Allowed(cuts, layouts), form)
         if plan is not None:
             return plan
         tightest = min(usable, key=lambda device: device.memory_limit_bytes or float("inf"))
@@ -105,14 +139,14 @@ def _plan_within_memory(
     graph: Graph,
     devices: Sequence[Device],
     model: str,
-    cuts: Sequence[int] | None,
-    counts: Sequence[int] | int | None,
+    allowed: Allowed,
+    form: Form,
 ) -> Plan | None:
     """Return the fastest plan that fits, or None: weights get dearer as long as none does."""
-    search = Search(graph, devices)
+    search = Search(lower(graph, len(devices)), devices, shapes_of_form(len(devices), form))
     limits = {device.id: device.memory_limit_bytes for device in devices}
     for price in _PRICES:
-        found = search.best(Allowed(cuts, counts, price))
+        found = search.best(replace(allowed, seconds_per_byte=price))
         if found is None:
             return None
         compiled = compile_programs(search, found[0], model)
@@ -131,10 +165,10 @@ def _plan(search: Search, choices: Sequence[Choice], compiled: Compiled, seconds
         segments=compiled.segments,
         blocks=tuple(_block(search, n, block) for n, block in enumerate(compiled.blocks)),
         cuts=tuple(choice.stop for choice in choices[:-1]),
-        counts=tuple(choice.count for choice in choices),
+        layouts=tuple(choice.shape for choice in choices),
         predicted_s=seconds,
         distributed_share=_distributed_share(search, choices),
-        undistributed=_undistributed(search),
+        undistributed=_undistributed(search, choices),
     )
 
 
@@ -153,8 +187,8 @@ def _block(search: Search, index: int, block: CompiledBlock) -> Block:
 
 
 def _can_be_shared(search: Search, field: Field) -> bool:
-    axis = search.layouts.axis(field.node.outputs[0])
-    return axis is not None and axis not in field.operator.fixed
+    axes = search.layouts.axes(field.node.outputs[0])
+    return any(axis not in field.operator.fixed for axis in axes)
 
 
 def _distributed_share(search: Search, choices: Sequence[Choice]) -> float:
@@ -164,15 +198,26 @@ def _distributed_share(search: Search, choices: Sequence[Choice]) -> float:
             for field in layer.fields:
                 flops = field.operator.flops * prod(field.shape)
                 total += flops
-                if choice.count > 1 and _can_be_shared(search, field):
+                if choice.shape.tiles > 1 and _can_be_shared(search, field):
                     shared += flops
     return shared / total if total else 0.0
 
 
-def _undistributed(search: Search) -> tuple[str, ...]:
-    return tuple(
-        f"{field.node.label} {field.operator.reason or 'has nothing to split'}"
-        for layer in search.layers
-        for field in layer.fields
-        if not field.operator.reshapes and not _can_be_shared(search, field)
-    )
+def _undistributed(search: Search, choices: Sequence[Choice]) -> tuple[Undistributed, ...]:
+    """Name what one device computes though several could use their time better."""
+    fastest = search.layouts.devices[0]
+    found = []
+    for choice in choices:
+        for layer in search.layers[choice.start : choice.stop]:
+            for field in layer.fields:
+                node, operator = field.node, field.operator
+                if operator.free or node.origin or _can_be_shared(search, field):
+                    continue
+                elements = prod(field.shape)
+                moved = elements * search.graph.itemsize(node.outputs[0])
+                seconds = operator.flops * elements / fastest.flops_per_s
+                if operator.memory_bound:
+                    seconds += 2 * moved / fastest.memory_bytes_per_s
+                reason = operator.reason or "has nothing to split"
+                found.append(Undistributed(node.label, reason, seconds))
+    return tuple(found)

@@ -118,7 +118,7 @@ class _Compiler:
     """Writes all devices' programs together, block by block."""
 
     def __init__(self, search: Search, choices: Sequence[Choice], model: str) -> None:
-        used = max(choice.count for choice in choices)
+        used = max(choice.shape.tiles for choice in choices)
         self.model = model
         self.segments: dict[str, bytes] = {}
         tensors: dict[str, int] = {}
@@ -129,27 +129,25 @@ class _Compiler:
 
     def block(self, number: int, choice: Choice) -> CompiledBlock:
         """Write the steps of one block, and the sends that bring what they read."""
-        search, first = self._search, self._search.layouts.tile(choice.count, 0)
+        search = self._search
+        numbers = search.layouts.tiles_of(choice.layout)
         layers = search.layers[choice.start : choice.stop]
         made = {name for layer in layers for f in layer.fields for name in f.node.outputs}
         outputs = [name for name in search.live[choice.stop] if name in made]
         tiles = {name: search.layouts.tiles(name) for name in outputs}
-        demand, work = Demand(search.graph, tiles), Work.none(len(search.layouts.count))
-        walked = [pair for layer in layers[::-1] for pair in work.add(layer, demand, search.graph)]
+        demand, work = Demand(search.graph, tiles), Work.none(len(search.layouts.layout))
+        walked = [r for layer in layers[::-1] for r in work.add(layer, demand, search.graph)]
         seconds = search.compute_seconds(work, {**tiles, **demand.boxes})
-        block = CompiledBlock(choice, flops=float(work.flops[first : first + choice.count].sum()))
-        for rank, device in enumerate(self.devices[: choice.count]):
-            tile = first + rank
+        block = CompiledBlock(choice, flops=float(work.flops[numbers].sum()))
+        taking_part = list(zip(self.devices, numbers, strict=False))
+        for device, tile in taking_part:
             reads = {name: box.region(tile) for name, box in sorted(demand.boxes.items())}
             segment = build_segment(search.graph, walked[::-1], reads, outputs, tile)
             block.halo_bytes += sum(self._bring(*read, device) for read in segment.reads)
             device.step(segment, self._keep(segment), number, float(seconds[tile]))
             block.tiles[device.id] = [(name, box.region(tile)) for name, box in tiles.items()]
         for name, box in tiles.items():
-            self._owners[name] = [
-                (device, box.region(first + rank))
-                for rank, device in enumerate(self.devices[: choice.count])
-            ]
+            self._owners[name] = [(device, box.region(tile)) for device, tile in taking_part]
         return block
 
     def gather(self) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from agent.geometry import Region
     from agent.planner.graph import Graph, Node
+    from agent.planner.operators import AxisMap
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -63,19 +64,24 @@ def hull(left: Boxes | None, right: Boxes) -> Boxes:
 class _InputMap:
     """The maps of one input as arrays, so that all its axes and tiles are one expression."""
 
-    def __init__(self, axes: Sequence[tuple[int, int, int, int]], shape: Sequence[int]) -> None:
-        table = np.array(axes, dtype=np.int64).reshape(len(axes), 4)
-        self.axis, self.stride, self.low, high = table.T
-        self.high = high + 1 - self.stride
+    def __init__(self, axes: Sequence[AxisMap], shape: Sequence[int]) -> None:
+        table = np.array(axes, dtype=np.int64).reshape(len(axes), 5)
+        self.axis, self.stride, self.low, high, divisor = table.T
+        self.high = high - self.stride
+        self.divisor = divisor if (divisor != 1).any() else None
         self.last = np.array(shape, dtype=np.int64) - 1
         self.extent = self.last + 1
 
     def needed(self, output: Boxes) -> Boxes:
         # A scalar's region has no axis to look at; what it needs has stride 0 and looks at none.
         start, stop = output if output.start.shape[1] else _pad(output)
+        first = start[:, self.axis] * self.stride + self.low
+        last = stop[:, self.axis] * self.stride + self.high
+        if self.divisor is not None:
+            first, last = first // self.divisor, last // self.divisor
         return Boxes(
-            np.minimum(np.maximum(start[:, self.axis] * self.stride + self.low, 0), self.last),
-            np.maximum(np.minimum(stop[:, self.axis] * self.stride + self.high, self.extent), 1),
+            np.minimum(np.maximum(first, 0), self.last),
+            np.maximum(np.minimum(last + 1, self.extent), 1),
         )
 
 
@@ -85,21 +91,34 @@ def _pad(scalars: Boxes) -> Boxes:
 
 
 class Field:
-    """One node's receptive field: its operator, ready to be applied to many tiles."""
+    """One node's receptive field: its operator, ready to be applied to many tiles.
+
+    `own` is set for a partial result only: each tile's own region of the input.
+    """
 
     def __init__(self, node: Node, graph: Graph) -> None:
         self.node = node
         self.operator = describe(node, graph)
         self.shape = graph.shape(node.outputs[0])
+        self.own: Boxes | None = None
         self._fixed = list(self.operator.fixed)
         self._extents = np.array([self.shape[axis] for axis in self._fixed], dtype=np.int64)
-        self.inputs: list[tuple[str, _InputMap]] = [
-            (name, _InputMap(axes, graph.shape(name)))
-            for name, axes in zip(node.inputs, self.operator.maps, strict=True)
-            if name and axes is not None
+        pairs = zip(node.inputs, self.operator.maps, strict=True)
+        self.maps: list[_InputMap | None] = [
+            _InputMap(axes, graph.shape(name)) if name and axes is not None else None
+            for name, axes in pairs
         ]
-        self.activations = [pair for pair in self.inputs if not graph.is_constant(pair[0])]
-        self._weights = [pair for pair in self.inputs if pair[0] in graph.weights]
+        self.activations = [
+            (index, name)
+            for index, name in enumerate(node.inputs)
+            if name and not graph.is_constant(name)
+        ]
+        self._weights = [(i, name) for i, name in enumerate(node.inputs) if name in graph.weights]
+        self.expressions = {
+            name: Field(graph.expressions[name], graph)
+            for name in node.inputs
+            if name in graph.expressions
+        }
         self._graph = graph
 
     def computed(self, wanted: Boxes) -> Boxes:
@@ -111,25 +130,51 @@ class Field:
         stop[:, self._fixed] = self._extents
         return Boxes(start, stop)
 
-    def needed(self, computed: Boxes) -> list[tuple[str, Boxes]]:
-        """Return what of each input is read to compute `computed`, constants included."""
-        return [(name, field.needed(computed)) for name, field in self.inputs]
+    def needed(self, index: int, computed: Boxes) -> Boxes:
+        """Return what of input `index` is read to compute `computed`."""
+        axis_maps = self.maps[index]
+        assert axis_maps is not None  # noqa: S101 - absent inputs are never asked for
+        if self.own is None:
+            return axis_maps.needed(computed)
+        # A partial result is of the device's own tile; asked for all slots, it needs everything.
+        everything, reduced = axis_maps.needed(computed), axis_maps.stride == 0
+        slot = int(np.argmax(reduced))
+        some = computed.stop[:, slot] - computed.start[:, slot] < self.shape[slot]
+        mine = some[:, None] & reduced[None]
+        return Boxes(
+            np.where(mine, self.own.start, everything.start),
+            np.where(mine, self.own.stop, everything.stop),
+        )
 
     def weight_bytes(self, computed: Boxes) -> Any:
         """Return how many bytes of weights are read: a number, or an array of one for each tile."""
         total: Any = 0.0
-        for name, axis_maps in self._weights:
+        for index, name in self._weights:
+            axis_maps = self.maps[index]
+            assert axis_maps is not None  # noqa: S101 - weights are never absent
             itemsize = self._graph.itemsize(name)
             if axis_maps.stride.any():
                 total = total + axis_maps.needed(computed).sizes() * itemsize
             else:
                 total = total + float(axis_maps.extent.prod() * itemsize)
+        for index, name in enumerate(self.node.inputs):
+            if name in self.expressions:
+                field = self.expressions[name]
+                total = total + field.weight_bytes(field.computed(self.needed(index, computed)))
         return total
 
     @cached_property
     def whole(self) -> Region:
         """The region of the node's whole first output."""
         return tuple((0, extent) for extent in self.shape)
+
+
+class Reading(NamedTuple):
+    """What one node computes for every tile, and what it reads: a `Boxes` for each activation."""
+
+    field: Field
+    computed: Boxes
+    reads: dict[int, Boxes]
 
 
 class Demand:
@@ -139,19 +184,15 @@ class Demand:
         self._graph = graph
         self.boxes = dict(wanted)
 
-    def through(self, field: Field) -> tuple[Boxes, list[tuple[str, Boxes]]]:
-        """Walk backwards through one node: its outputs' demand becomes its inputs' demand.
-
-        Returns:
-            What the node computes of its first output, and reads of each activation.
-        """
+    def through(self, field: Field) -> Reading:
+        """Walk backwards through one node: its outputs' demand becomes its inputs' demand."""
         outputs = [name for name in field.node.outputs if name in self.boxes]
         wanted = [self.boxes.pop(name) for name in outputs]
         if outputs == [field.node.outputs[0]]:
             computed = field.computed(wanted[0])
         else:  # several outputs: everything is computed whole
             computed = boxes([field.whole] * len(wanted[0].start))
-        read = [(name, axis_maps.needed(computed)) for name, axis_maps in field.activations]
-        for name, needed in read:
-            self.boxes[name] = hull(self.boxes.get(name), needed)
-        return computed, read
+        reads = {index: field.needed(index, computed) for index, _ in field.activations}
+        for index, name in field.activations:
+            self.boxes[name] = hull(self.boxes.get(name), reads[index])
+        return Reading(field, computed, reads)

@@ -14,21 +14,22 @@ import onnx
 from onnx import helper, numpy_helper
 
 from agent.geometry import shape_of, slices_within, whole
-from agent.planner.windows import tile_pads
+from agent.planner.lowering import LOWERED
+from agent.planner.operators import Tile
+from agent.planner.operators.shapes import write_slice
 from agent.wire.program import WeightSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from agent.geometry import Region
-    from agent.planner.graph import Graph
-    from agent.planner.receptive_field import Boxes, Field
+    from agent.planner.graph import Graph, Node
+    from agent.planner.receptive_field import Boxes, Field, Reading
     from agent.wire.model import WeightEntry
     from agent.wire.program import BlobRef
 
 # IR 4 lets initializers be no graph inputs; IR 10 is the newest that every served runtime reads.
 _IR_VERSIONS = (4, 10)
-_SLICE_BY_INPUTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Segment:
 
 def build_segment(
     graph: Graph,
-    computed: Sequence[tuple[Field, Boxes]],
+    computed: Sequence[Reading],
     reads: Mapping[str, Region],
     outputs: Sequence[str],
     tile: int,
@@ -52,15 +53,37 @@ def build_segment(
 
     Args:
         graph: the whole model.
-        computed: the block's nodes in order, each with what it computes for every tile.
+        computed: the block's nodes in order, each with what it computes and reads for every tile.
         reads: the region of each tensor that the segment is given.
         outputs: the tensors that it gives.
         tile: which row of the boxes to build.
     """
     builder = _Builder(graph, dict(reads))
-    for field, box in computed:
-        builder.add(field, box.row(tile))
+    whole_again = _complete(computed)
+    for reading in computed:
+        last = whole_again.get(reading.field.node.origin)
+        if last is None:
+            builder.add(reading, tile)
+        elif reading.field.node is last:
+            builder.restore(last.origin)
     return builder.finish(reads, outputs)
+
+
+def _complete(computed: Sequence[Reading]) -> dict[tuple[Node, ...], Node]:
+    """Return the last step of every operator that was taken apart and is all in this block.
+
+    Its first step then has the whole map, so the operator runs as the model has it.
+    """
+    steps: dict[tuple[Node, ...], list[Node]] = {}
+    for reading in computed:
+        if reading.field.node.origin:
+            steps.setdefault(reading.field.node.origin, []).append(reading.field.node)
+    return {
+        origin: nodes[-1]
+        for origin, nodes in steps.items()
+        if nodes[0].inputs[0] == origin[0].inputs[0]
+        and nodes[-1].outputs[0] == origin[-1].outputs[0]
+    }
 
 
 class _Builder:
@@ -74,27 +97,93 @@ class _Builder:
         self._cut: dict[tuple[str, Region], str] = {}
         self._names: dict[str, int] = {}
 
-    def add(self, field: Field, computed: Boxes) -> None:
-        """Add one node that computes a region from exactly what it needs of each input."""
-        output = computed.region(0)
-        regions = {name: box.region(0) for name, box in field.needed(computed)}
+    @property
+    def opset(self) -> int:
+        """Version of ONNX's operator set."""
+        return self._graph.opset
+
+    def constant(self, array: np.ndarray[Any, Any]) -> str:
+        """Add a constant and return its name."""
+        return self._initializer("constant", array)
+
+    def node(self, op: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> str:
+        """Add a node and return the name of its output."""
+        name = output or self._unique(f"{inputs[0]}.{op}")
+        self._nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def copy(self, node: Node, inputs: Sequence[str], **changed: Any) -> None:
+        """Add a node as it is, but for its inputs and the attributes in `changed`."""
         proto = onnx.NodeProto()
-        proto.CopyFrom(field.node.proto)
+        proto.CopyFrom(node.proto)
         proto.ClearField("doc_string")
-        partial = output != field.whole
-        if field.operator.reshapes and partial:
-            _become_reshape(proto, self._constant(f"{proto.output[0]}.shape", shape_of(output)))
-            proto.input[0] = self._input(field.node.inputs[0], regions[field.node.inputs[0]])
-        else:
-            inputs = [self._input(n, regions[n]) if n else "" for n in field.node.inputs]
-            proto.ClearField("input")
-            proto.input.extend(inputs)
-        if field.operator.windowed and partial:
-            self._set_pads(proto, field, output)
+        proto.ClearField("input")
+        proto.input.extend(inputs)
+        if changed:
+            kept = [attribute for attribute in proto.attribute if attribute.name not in changed]
+            new = [helper.make_attribute(k, v) for k, v in changed.items() if v is not None]
+            proto.ClearField("attribute")
+            proto.attribute.extend([*kept, *new])
         self._nodes.append(proto)
-        for name in filter(None, field.node.outputs):
-            first = name == field.node.outputs[0]
-            self._held[name] = output if first else whole(self._graph.shape(name))
+
+    def add(self, reading: Reading, tile: int) -> None:
+        """Add one node that computes a region from exactly what it needs of each input."""
+        field, box = reading.field, reading.computed.row(tile)
+        needs = {index: boxes.row(tile) for index, boxes in reading.reads.items()}
+        self._write(field, box, needs)
+        for name in field.node.outputs[1:]:
+            if name:
+                self._held[name] = whole(self._graph.shape(name))
+
+    def restore(self, nodes: Sequence[Node]) -> None:
+        """Add an operator that was taken apart as the model has it."""
+        for node in nodes:
+            inputs = [
+                self._input(name, whole(self._graph.shape(name))) if name else ""
+                for name in node.inputs
+            ]
+            self.copy(node, inputs)
+            self._held[node.outputs[0]] = whole(self._graph.shape(node.outputs[0]))
+
+    def _write(self, field: Field, computed: Boxes, needs: Mapping[int, Boxes]) -> None:
+        """Add a node for the one region in `computed`; `needs` is known for activations."""
+        inputs: list[str] = []
+        regions: list[Region | None] = []
+        for index, name in enumerate(field.node.inputs):
+            if not name:
+                inputs.append("")
+                regions.append(None)
+                continue
+            needed = needs[index] if index in needs else field.needed(index, computed)
+            regions.append(needed.region(0))
+            if name in field.expressions:
+                inputs.append(self._expression(field.expressions[name], needed))
+            else:
+                inputs.append(self._input(name, needed.region(0)))
+        output = computed.region(0)
+        entire = output == field.whole and all(
+            region is None or region == whole(self._graph.shape(name))
+            for name, region in zip(field.node.inputs, regions, strict=True)
+        )
+        if entire and field.node.domain != LOWERED:
+            self.copy(field.node, inputs)
+        else:
+            operator = field.operator
+            tile = Tile(field.node, self._graph, operator, tuple(inputs), tuple(regions), output)
+            output = operator.write(tile, self)
+        self._held[field.node.outputs[0]] = output
+
+    def _expression(self, field: Field, needed: Boxes) -> str:
+        """Add what computes a region of a constant from weights; return its name."""
+        name, region = field.node.outputs[0], needed.region(0)
+        if (name, region) not in self._cut:
+            # Each region is an expression of its own: a shard must not hold the whole weight.
+            self._write(field, field.computed(needed), {})
+            made = self._unique(f"{name}.constant")
+            self._nodes[-1].output[0] = made
+            held = self._held.pop(name)
+            self._cut[name, region] = made if held == region else self._slice(made, held, region)
+        return self._cut[name, region]
 
     def finish(self, reads: Mapping[str, Region], outputs: Sequence[str]) -> Segment:
         """Close the graph and return the segment."""
@@ -114,14 +203,6 @@ class _Builder:
         )
         content = model.SerializeToString(deterministic=True)
         return Segment(content, (*reads.items(),), (*writes.items(),), tuple(self._weights))
-
-    def _set_pads(self, proto: onnx.NodeProto, field: Field, output: Region) -> None:
-        maps = field.operator.maps[0]
-        shape = self._graph.shape(field.node.inputs[0])
-        pads = tile_pads(maps or (), output, shape)
-        kept = [a for a in proto.attribute if a.name not in {"pads", "auto_pad", "ceil_mode"}]
-        proto.ClearField("attribute")
-        proto.attribute.extend([*kept, helper.make_attribute("pads", pads)])
 
     def _input(self, name: str, region: Region) -> str:
         """Return the name of a tensor that holds exactly `region` of `name`."""
@@ -167,20 +248,7 @@ class _Builder:
         axes = [axis for axis, pair in enumerate(region) if pair != held[axis]]
         starts = [region[axis][0] - held[axis][0] for axis in axes]
         ends = [region[axis][1] - held[axis][0] for axis in axes]
-        name = self._unique(f"{source}.part")
-        if self._graph.opset < _SLICE_BY_INPUTS:
-            node = helper.make_node(
-                "Slice", [source], [name], name=name, axes=axes, starts=starts, ends=ends
-            )
-        else:
-            values = {"starts": starts, "ends": ends, "axes": axes}
-            inputs = [self._constant(f"{name}.{key}", value) for key, value in values.items()]
-            node = helper.make_node("Slice", [source, *inputs], [name], name=name)
-        self._nodes.append(node)
-        return name
-
-    def _constant(self, name: str, values: Sequence[int]) -> str:
-        return self._initializer(name, np.array(values, dtype=np.int64))
+        return write_slice(self, source, starts, ends, axes)
 
     def _initializer(self, name: str, array: np.ndarray[Any, Any]) -> str:
         name = self._unique(name)
@@ -219,9 +287,3 @@ def weight_rows(entry: WeightEntry, start: int, stop: int, *, name: str) -> Weig
             parts.append(part)
         at += part.nbytes
     return WeightSpec(name, entry.dtype, (stop - start, *entry.shape[1:]), tuple(parts), offset)
-
-
-def _become_reshape(proto: onnx.NodeProto, shape: str) -> None:
-    """Turn any operator that only changes the shape into a Reshape to a constant shape."""
-    source, outputs, name = proto.input[0], list(proto.output), proto.name
-    proto.CopyFrom(helper.make_node("Reshape", [source, shape], outputs, name=name))

@@ -59,5 +59,5 @@ def compute_plan(
         programs=programs,
         blobs={device: program.blobs() for device, program in plan.programs.items()},
         predicted_ms=plan.predicted_s * 1e3,
-        notes=plan.undistributed,
+        notes=tuple(map(str, plan.undistributed)),
     )
