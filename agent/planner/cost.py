@@ -99,7 +99,8 @@ class CostModel:
         limits = (d.memory_limit_bytes for d in devices)
         self._limit = np.array([np.inf if limit is None else limit for limit in limits])
         device, self._kinds = layouts.device, len(layouts.shapes)
-        self._foreign = device[:, None] != device[None, :]
+        self._foreign = (device[:, None] != device[None, :]).astype(np.float64)
+        self._handed_on: dict[str, tuple[Floats, Floats]] = {}
         self._in_layout = (layouts.layout[:, None] == np.arange(self._kinds)).astype(np.float64)
 
     def compute(self, work: Work, borders: Floats) -> Floats:
@@ -128,13 +129,18 @@ class CostModel:
         over = needed > self._limit[self._layouts.device]
         return self.largest(over.astype(np.float64)) > 0
 
-    def exchange(self, needs: Mapping[str, Boxes], owned: Sequence[str] | None = None) -> Floats:
+    def shared_flops(self, work: Work) -> tuple[Floats, Floats]:
+        """Return for each layout the arithmetic of all its tiles, and its devices' joint rate."""
+        rates = self._flops[self._layouts.device]
+        return work.flops @ self._in_layout, rates @ self._in_layout
+
+    def exchange(self, needs: Mapping[str, Boxes], kept: Mapping[str, Boxes]) -> Floats:
         """Return the seconds between two blocks for every pair of layouts.
 
         Args:
-            needs: what the later block's tiles read of each tensor alive at the cut.
-            owned: the tensors which the earlier block's layout shares out; by default all but the
-                model's input, which every device has.
+            needs: what the later block's tiles read of each tensor alive at the cut; the model's
+                input, which every device has, costs nothing.
+            kept: tensors that the later block only hands on, with their tiles.
 
         Returns:
             Shape (layouts, layouts): [after the cut, before it].
@@ -142,28 +148,37 @@ class CostModel:
         tiles = len(self._layouts.layout)
         received, sent = np.zeros((tiles, self._kinds)), np.zeros((self._kinds, tiles))
         copied = np.zeros(tiles)
-        for name in needs if owned is None else owned:
+        for name, need in needs.items():
             if name == self._graph.input:
                 continue
-            foreign = self._overlaps(name, needs[name])
-            received += foreign @ self._in_layout
-            sent += self._in_layout.T @ foreign
-            copied += needs[name].sizes() * float(self._graph.itemsize(name))
+            into, out = self._moved_on(name) if need is kept.get(name) else self._moves(name, need)
+            received += into
+            sent += out
+            copied += need.sizes() * float(self._graph.itemsize(name))
         return self._exchange_seconds(received, sent, copied)
 
     def gather(self, outputs: Sequence[str]) -> Floats:
         """Return the seconds to bring whole outputs to the first device, from each layout."""
         whole = {name: self._layouts.tiles(name) for name in outputs}
         # The first tile is that of one device: it owns, and so needs, everything.
-        return np.asarray(self.exchange(whole)[0])
+        return np.asarray(self.exchange(whole, whole)[0])
 
-    def _overlaps(self, name: str, need: Boxes) -> Floats:
-        """Return how many bytes of tile u every tile t needs and does not own: [t, u]."""
+    def _moved_on(self, name: str) -> tuple[Floats, Floats]:
+        """Return the bytes of a change of layout: received by tiles, and sent."""
+        if name not in self._handed_on:
+            self._handed_on[name] = self._moves(name, self._layouts.tiles(name))
+        return self._handed_on[name]
+
+    def _moves(self, name: str, need: Boxes) -> tuple[Floats, Floats]:
+        """Return bytes that every tile receives from each layout, and those that tiles send."""
         own = self._layouts.tiles(name)
-        start = np.maximum(need.start[:, None], own.start[None])
-        stop = np.minimum(need.stop[:, None], own.stop[None])
-        common = np.maximum(stop - start, 0).prod(axis=2) * self._foreign
-        return np.asarray(common * float(self._graph.itemsize(name)))
+        common: Any = float(self._graph.itemsize(name)) * self._foreign
+        for axis, extent in enumerate(self._graph.shape(name)):
+            if extent > 1:
+                start = np.maximum(need.start[:, None, axis], own.start[None, :, axis])
+                stop = np.minimum(need.stop[:, None, axis], own.stop[None, :, axis])
+                common = common * np.maximum(stop - start, 0)
+        return common @ self._in_layout, self._in_layout.T @ common
 
     def _exchange_seconds(self, received: Floats, sent: Floats, copied: Floats) -> Floats:
         """Turn bytes per tile into the longest time over devices: [after, before]."""

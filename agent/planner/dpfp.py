@@ -8,7 +8,8 @@ must fetch:
               + compute(i, j, L)
 
 where compute is the slowest device's. T(layers, L) is followed by gathering the outputs on the
-first device. It is exact: every choice of cuts and layouts is considered.
+first device. It is exact: a choice of cuts and layouts is left out only where a bound says that it
+cannot be the fastest.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from agent.planner.graph import Graph
     from agent.planner.layers import Layer
     from agent.planner.receptive_field import Boxes
+
+
+# Between two tiles lie rows that nobody reads (behind a stride); no model skips a tenth.
+_NEEDED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,26 @@ class Allowed:
     seconds_per_byte: float = 0.0
 
 
+class _Paths:
+    """The best way to each cut and layout: its seconds, and (start, layout, compute, exchange)."""
+
+    def __init__(self, end: int, layouts: int) -> None:
+        self.best = np.full((end + 1, layouts), np.inf)
+        self.best[0, 0] = 0.0
+        self.came: dict[tuple[int, int], tuple[int, int, float, float]] = {}
+
+    def improve(
+        self, start: int, stop: int, exchange: Floats, compute: Floats, priced: Floats
+    ) -> None:
+        """Take a block for those layouts at `stop` to which it is the fastest way so far."""
+        total = self.best[start][None, :] + exchange + priced[:, None]
+        before = total.argmin(axis=1)
+        for k in np.flatnonzero(total.min(axis=1) < self.best[stop]):
+            b = int(before[k])
+            self.best[stop, k] = total[k, b]
+            self.came[stop, int(k)] = (start, b, float(compute[k]), float(exchange[k, b]))
+
+
 class Search:
     """The search space of one graph on ranked devices, and the dynamic program over it."""
 
@@ -70,6 +95,7 @@ class Search:
         self.live = live_tensors(graph, self.layers)
         self.layouts = Layouts(graph, self.layers, devices, shapes)
         self._cost = CostModel(graph, self.layouts)
+        self._needed = self._flops_needed()
 
     def best(self, allowed: Allowed) -> tuple[tuple[Choice, ...], float] | None:
         """Return the fastest blocks, and the predicted seconds with gathering the outputs.
@@ -80,48 +106,70 @@ class Search:
         Raises:
             ModelError: if the cuts or layouts that are forced make no sense.
         """
-        n, end = len(self.layouts.shapes), len(self.layers)
+        end = len(self.layers)
         cuts = _cuts(allowed, end)
-        best = np.full((end + 1, n), np.inf)
-        best[0, 0] = 0.0
-        came: dict[tuple[int, int], tuple[int, int, float, float]] = {}
+        paths = _Paths(end, len(self.layouts.shapes))
         for stop in cuts[1:]:
-            possible = self._possible(stop, allowed, cuts)
             starts = {cut for cut in cuts if cut < stop}
             if allowed.cuts is not None:
                 starts = {max(starts)}
-            for start, exchange, compute, weights in self._blocks(stop, starts):
-                priced = compute + allowed.seconds_per_byte * weights
-                total = best[start][None, :] + exchange + priced[:, None]
-                before = total.argmin(axis=1)
-                for k in np.flatnonzero(possible & (total.min(axis=1) < best[stop])):
-                    b = int(before[k])
-                    best[stop, k] = total[k, b]
-                    came[stop, int(k)] = (start, b, float(compute[k]), float(exchange[k, b]))
+            possible = self._possible(stop, allowed, cuts)
+            self._reach(stop, starts, possible, paths, allowed.seconds_per_byte)
         gather = self._cost.gather(self.graph.outputs)
-        last = int((best[end] + gather).argmin())
-        if not np.isfinite(best[end, last]):
+        last = int((paths.best[end] + gather).argmin())
+        if not np.isfinite(paths.best[end, last]):
             return None
-        path = self._path(came, last)
+        path = self._path(paths, last)
         seconds = sum(choice.compute_s + choice.exchange_s for choice in path)
         return path, seconds + float(gather[last])
 
-    def _blocks(self, stop: int, starts: set[int]) -> list[tuple[int, Floats, Floats, Floats]]:
-        """Return (start, exchange [L, L'], compute [L], weights [L]) for blocks before `stop`."""
+    def _reach(
+        self, stop: int, starts: set[int], possible: Any, paths: _Paths, price: float
+    ) -> None:
+        """Find the best block that ends at `stop`, for each layout that is possible there.
+
+        Blocks grow backwards, until none that is longer can be better.
+        """
         tiles = {name: self.layouts.tiles(name) for name in self._shared(stop)}
         demand, work = Demand(self.graph, tiles), Work.none(len(self.layouts.layout))
         written = self._bytes(tiles)
-        found = []
         for start in range(stop - 1, min(starts) - 1, -1):
             work.add(self.layers[start], demand, self.graph)
-            if start not in starts:
-                continue
-            borders = written + self._bytes(demand.boxes)
-            compute = self._cost.largest(self._cost.compute(work, borders))
-            compute[self._cost.too_large(work, borders)] = np.inf
-            weights = self._cost.largest(work.weights)
-            found.append((start, self._cost.exchange(demand.boxes), compute, weights))
-        return found[::-1]
+            if start in starts:
+                borders = written + self._bytes(demand.boxes)
+                compute = self._cost.largest(self._cost.compute(work, borders))
+                compute[self._cost.too_large(work, borders)] = np.inf
+                weights = self._cost.largest(work.weights)
+                priced = np.where(possible, compute + price * weights, np.inf)
+                if (paths.best[start].min() + priced < paths.best[stop]).any():
+                    exchange = self._cost.exchange(demand.boxes, tiles)
+                    paths.improve(start, stop, exchange, compute, priced)
+            if not (self._bound(work, start, paths) < paths.best[stop])[possible].any():
+                break
+
+    def _bound(self, work: Work, start: int, paths: _Paths) -> Floats:
+        """Return what any longer block takes at least, with all that precedes it, by layout.
+
+        Each layout's devices compute no less than what is needed once, and no less than `work`.
+        """
+        if start == 0:
+            return np.full(len(self.layouts.shapes), np.inf)
+        alone = self._cost.largest(self._cost.compute(work, np.zeros_like(work.flops)))
+        done, rates = self._cost.shared_flops(work)
+        before = self._needed[start] - self._needed[:start]
+        shared = (done[None, :] + before[:, None]) / rates[None, :]
+        earlier = paths.best[:start].min(axis=1)[:, None]
+        return np.asarray((earlier + np.maximum(alone[None, :], shared)).min(axis=0))
+
+    def _flops_needed(self) -> Floats:
+        """Return the arithmetic before each cut that one device cannot do without."""
+        outputs = {name: self.layouts.tiles(name) for name in self.graph.outputs}
+        demand, work = Demand(self.graph, outputs), Work.none(len(self.layouts.layout))
+        after = [0.0]
+        for layer in self.layers[::-1]:
+            work.add(layer, demand, self.graph)
+            after.append(float(work.flops[0]))
+        return _NEEDED * (after[-1] - np.array(after[::-1]))
 
     def _shared(self, cut: int) -> list[str]:
         return [name for name in self.live[cut] if name != self.graph.input]
@@ -153,13 +201,11 @@ class Search:
             )
         return chosen
 
-    def _path(
-        self, came: dict[tuple[int, int], tuple[int, int, float, float]], last: int
-    ) -> tuple[Choice, ...]:
+    def _path(self, paths: _Paths, last: int) -> tuple[Choice, ...]:
         choices: list[Choice] = []
         stop, n = len(self.layers), last
         while stop > 0:
-            start, before, compute, exchange = came[stop, n]
+            start, before, compute, exchange = paths.came[stop, n]
             choices.append(Choice(start, stop, n, self.layouts.shapes[n], compute, exchange))
             stop, n = start, before
         return tuple(choices[::-1])
