@@ -28,6 +28,7 @@ _SCALES = frozenset({"Add", "Mul", "Sub", "Div"})
 _ACTIVATIONS = frozenset(
     {"Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "Elu", "PRelu", "HardSigmoid", "HardSwish"}
 )
+_PREPARATION = _ACTIVATIONS | {"BatchNormalization"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,9 +103,19 @@ def _groups(graph: Graph) -> list[int]:
             join(other.index, node.index)
     for node in reversed(graph.nodes):
         reader = _only_reader(node, graph)
-        if node.op in _BEFORE and reader is not None and leader[node.index] == node.index:
+        if reader is None or leader[node.index] == leader[reader.index]:
+            continue
+        view = node.op in _BEFORE and leader[node.index] == node.index
+        # What is only normalized and activated for a kernel is cheap to do again beside it.
+        prepared = reader.op in _KERNELS and _is_preparation(leader[node.index], leader, graph)
+        if view or prepared:
             join(node.index, reader.index)
     return leader
+
+
+def _is_preparation(group: int, leader: Sequence[int], graph: Graph) -> bool:
+    """Tell whether a group is nothing but normalization and activation."""
+    return all(node.op in _PREPARATION for node in graph.nodes if leader[node.index] == group)
 
 
 def _converging(node: Node, graph: Graph) -> list[Node]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from agent.errors import ModelError
 from agent.planner.dpfp import Allowed, Search
-from agent.planner.layout import Shape, shapes_for
+from agent.planner.layout import Shape, shapes_for, split_axes
 from agent.planner.lowering import lower
 from agent.planner.program import compile_programs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from agent.geometry import Region
     from agent.planner.cost import Device
     from agent.planner.dpfp import Choice
@@ -80,11 +79,15 @@ class Plan:
     undistributed: tuple[Undistributed, ...]
 
 
-def shapes_of_form(devices: int, form: Form) -> tuple[Shape, ...]:
-    """Return the layouts of one form for up to `devices` devices."""
+def shapes_of_form(devices: int, form: Form, *, wide: bool = True) -> tuple[Shape, ...]:
+    """Return the layouts of one form for up to `devices` devices.
+
+    "any" leaves columns out unless the picture is `wide`: rows have the shorter halos otherwise,
+    and lie together in memory.
+    """
     shapes = shapes_for(devices)
     if form == "any":
-        return shapes
+        return tuple(s for s in shapes if wide or s.columns == 1 or s.rows > 1)
     if form == "rows":
         return tuple(shape for shape in shapes if shape.columns == 1)
     if form == "columns":
@@ -143,7 +146,9 @@ def _plan_within_memory(
     form: Form,
 ) -> Plan | None:
     """Return the fastest plan that fits, or None: weights get dearer as long as none does."""
-    search = Search(lower(graph, len(devices)), devices, shapes_of_form(len(devices), form))
+    lowered = lower(graph, len(devices))
+    shapes = shapes_of_form(len(devices), form, wide=_is_wide(lowered, allowed))
+    search = Search(lowered, devices, shapes)
     limits = {device.id: device.memory_limit_bytes for device in devices}
     for price in _PRICES:
         found = search.best(replace(allowed, seconds_per_byte=price))
@@ -153,6 +158,16 @@ def _plan_within_memory(
         if all(nbytes <= (limits[d] or nbytes) for d, nbytes in compiled.memory.items()):
             return _plan(search, found[0], compiled, found[1])
     return None
+
+
+def _is_wide(graph: Graph, allowed: Allowed) -> bool:
+    """Tell whether columns are worth a look: the input is wider than high, or they are forced."""
+    forced = allowed.layouts if isinstance(allowed.layouts, Sequence) else ()
+    if any(shape.rows == 1 < shape.columns for shape in forced):
+        return True
+    axes = split_axes(graph, ()).get(graph.input, ())
+    extents = [graph.shape(graph.input)[axis] for axis in axes]
+    return len(extents) > 1 and extents[1] > extents[0]
 
 
 def _plan(search: Search, choices: Sequence[Choice], compiled: Compiled, seconds: float) -> Plan:
