@@ -36,6 +36,7 @@ Array = np.ndarray[Any, Any]
 
 LOWERED = "halomq"
 _SLICE_BY_INPUTS = 10
+_PICTURE_RANK = 4
 _FLOATS = frozenset({"float16", "float32", "float64"})
 
 
@@ -78,6 +79,14 @@ class _Lowering:
         split = self._axes.get(name, ())
         return bool(split) and set(split) <= set(axes)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of an activation, new ones included."""
+        return self._tensors[name].shape
+
+    def dtype(self, name: str) -> str:
+        """Return the type of an activation's elements, new ones included."""
+        return self._tensors[name].dtype
+
     def constant(self, name: str, array: Array) -> str:
         self._constants[name] = array
         return name
@@ -103,6 +112,14 @@ class _Lowering:
             kind = dtype or self._tensors[inputs[0]].dtype
             self._tensors[output] = Tensor(output, kind, tuple(shape))
         return output
+
+    def reshape(
+        self, value: str, output: str, shape: Sequence[int] | None, origin: tuple[Node, ...]
+    ) -> str:
+        """Append a Reshape to `shape`, or to that of the model's tensor `output`."""
+        extents = self.graph.shape(output) if shape is None else shape
+        target = self.constant(f"{output}.shape", np.array(extents, dtype=np.int64))
+        return self.step("Reshape", [value, target], output, shape, origin)
 
     def reduce(
         self, value: str, axes: Sequence[int], rule: str, output: str, origin: tuple[Node, ...]
@@ -157,7 +174,7 @@ def _reductions(lowering: _Lowering, node: Node) -> bool:
         return _reduction(lowering, node)
     if node.op == "InstanceNormalization":
         return _instance_normalization(lowering, node)
-    return False
+    return node.op == "Reshape" and _group_normalization(lowering, node)
 
 
 def _reduction(lowering: _Lowering, node: Node) -> bool:
@@ -170,14 +187,12 @@ def _reduction(lowering: _Lowering, node: Node) -> bool:
         lowering.reduce(value, axes, node.op, output, (node,))
         return True
     reduced = lowering.reduce(value, axes, node.op, f"{output}.kept", (node,))
-    shape = np.array(graph.shape(output), dtype=np.int64)
-    target = lowering.constant(f"{output}.shape", shape)
-    lowering.step("Reshape", [reduced, target], output, None, (node,))
+    lowering.reshape(reduced, output, None, (node,))
     return True
 
 
 def _instance_normalization(lowering: _Lowering, node: Node) -> bool:
-    """Normalize by a mean and a variance that are reduced in two steps each."""
+    """Take InstanceNormalization apart."""
     graph = lowering.graph
     value, scale, bias = node.inputs
     shape = graph.shape(value)
@@ -198,6 +213,44 @@ def _instance_normalization(lowering: _Lowering, node: Node) -> bool:
     return True
 
 
+def _group_normalization(lowering: _Lowering, before: Node) -> bool:
+    """Take apart a normalization of groups of channels, as it is exported.
+
+    That is an InstanceNormalization of [1, groups, channels / groups * rows * columns] between
+    two Reshapes; rows and columns are kept apart here, so that they can be split.
+    """
+    graph = lowering.graph
+    node = _only_reader(before, graph)
+    after = _only_reader(node, graph) if node and node.op == "InstanceNormalization" else None
+    if node is None or after is None or after.op != "Reshape":
+        return False
+    value, shape = before.inputs[0], graph.shape(before.inputs[0])
+    groups = graph.shape(node.inputs[0])[1]
+    if (
+        len(shape) != _PICTURE_RANK
+        or shape != graph.shape(after.outputs[0])
+        or shape[1] % groups
+        or not set(node.inputs[1:]) <= graph.constants.keys()
+        or not lowering.reduces_what_is_split(value, (1, 2, 3))
+    ):
+        return False
+    origin, name = (before, node, after), after.outputs[0]
+    grouped = (1, groups, shape[1] // groups, *shape[2:])
+    apart = lowering.reshape(value, f"{name}.grouped", grouped, origin)
+    by_group = (1, groups, 1, 1, 1)
+    scale, bias = (graph.constants[parameter].reshape(by_group) for parameter in node.inputs[1:])
+    together = f"{name}.normalized"
+    _normalize(lowering, apart, (2, 3, 4), (scale, bias), together, origin)
+    lowering.reshape(together, name, None, origin)
+    lowering.skip((node, after))
+    return True
+
+
+def _only_reader(node: Node, graph: Graph) -> Node | None:
+    readers = graph.consumers.get(node.outputs[0], ())
+    return readers[0] if len(readers) == 1 and node.outputs[0] not in graph.outputs else None
+
+
 def _normalize(  # noqa: PLR0917 - what it normalizes, and how
     lowering: _Lowering,
     value: str,
@@ -207,10 +260,11 @@ def _normalize(  # noqa: PLR0917 - what it normalizes, and how
     origin: tuple[Node, ...],
 ) -> None:
     """Append (value - mean) / sqrt(variance + epsilon) * scale + bias."""
-    epsilon = origin[0].attributes.get("epsilon", 1e-5)
-    shape = lowering.graph.shape(value)
+    norm = next(node for node in origin if node.op == "InstanceNormalization")
+    epsilon = norm.attributes.get("epsilon", 1e-5)
+    shape = lowering.shape(value)
     kept = [1 if axis in axes else n for axis, n in enumerate(shape)]
-    kind = lowering.graph.tensors[value].dtype
+    kind = lowering.dtype(value)
 
     def step(op: str, inputs: Sequence[str], name: str, result: Sequence[int] | None) -> str:
         return lowering.step(op, inputs, name, result, origin)
@@ -226,7 +280,7 @@ def _normalize(  # noqa: PLR0917 - what it normalizes, and how
     inverse = step("Reciprocal", [deviation], f"{output}.inverse", kept)
     factor = step("Mul", [inverse, scale], f"{output}.factor", _joint(kept, affine[0].shape))
     scaled = step("Mul", [centred, factor], f"{output}.scaled", shape)
-    step("Add", [scaled, bias], output, None)
+    step("Add", [scaled, bias], output, shape)
 
 
 def _joint(left: Sequence[int], right: Sequence[int]) -> tuple[int, ...]:

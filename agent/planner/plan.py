@@ -233,6 +233,7 @@ def _undistributed(search: Search, choices: Sequence[Choice]) -> tuple[Undistrib
                 seconds = operator.flops * elements / fastest.flops_per_s
                 if operator.memory_bound:
                     seconds += 2 * moved / fastest.memory_bytes_per_s
-                reason = operator.reason or "has nothing to split"
+                split = search.layouts.axes(node.outputs[0])
+                reason = operator.reason if split else "has nothing to split"
                 found.append(Undistributed(node.label, reason, seconds))
     return tuple(found)

@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from agent.geometry import shape_of, slices_within, whole
+from agent.geometry import contains, shape_of, slices_within, whole
 from agent.planner.lowering import LOWERED
 from agent.planner.operators import Tile
 from agent.planner.operators.shapes import write_slice
+from agent.planner.receptive_field import Demand, Field
 from agent.wire.program import WeightSpec
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from agent.geometry import Region
     from agent.planner.graph import Graph, Node
-    from agent.planner.receptive_field import Boxes, Field, Reading
+    from agent.planner.receptive_field import Boxes, Reading
     from agent.wire.model import WeightEntry
     from agent.wire.program import BlobRef
 
@@ -60,29 +61,31 @@ def build_segment(
     """
     builder = _Builder(graph, dict(reads))
     whole_again = _complete(computed)
+    restored: set[tuple[Node, ...]] = set()
     for reading in computed:
-        last = whole_again.get(reading.field.node.origin)
-        if last is None:
+        origin = reading.field.node.origin
+        last = whole_again.pop(origin, None)
+        if last is not None and builder.restore(origin, last.computed.row(tile)):
+            restored.add(origin)
+        if origin not in restored:
             builder.add(reading, tile)
-        elif reading.field.node is last:
-            builder.restore(last.origin)
     return builder.finish(reads, outputs)
 
 
-def _complete(computed: Sequence[Reading]) -> dict[tuple[Node, ...], Node]:
+def _complete(computed: Sequence[Reading]) -> dict[tuple[Node, ...], Reading]:
     """Return the last step of every operator that was taken apart and is all in this block.
 
-    Its first step then has the whole map, so the operator runs as the model has it.
+    Its first step then has the whole map, so the operator can run as the model has it.
     """
-    steps: dict[tuple[Node, ...], list[Node]] = {}
+    steps: dict[tuple[Node, ...], list[Reading]] = {}
     for reading in computed:
         if reading.field.node.origin:
-            steps.setdefault(reading.field.node.origin, []).append(reading.field.node)
+            steps.setdefault(reading.field.node.origin, []).append(reading)
     return {
-        origin: nodes[-1]
-        for origin, nodes in steps.items()
-        if nodes[0].inputs[0] == origin[0].inputs[0]
-        and nodes[-1].outputs[0] == origin[-1].outputs[0]
+        origin: readings[-1]
+        for origin, readings in steps.items()
+        if readings[0].field.node.inputs[0] == origin[0].inputs[0]
+        and readings[-1].field.node.outputs[0] == origin[-1].outputs[0]
     }
 
 
@@ -135,15 +138,16 @@ class _Builder:
             if name:
                 self._held[name] = whole(self._graph.shape(name))
 
-    def restore(self, nodes: Sequence[Node]) -> None:
-        """Add an operator that was taken apart as the model has it."""
-        for node in nodes:
-            inputs = [
-                self._input(name, whole(self._graph.shape(name))) if name else ""
-                for name in node.inputs
-            ]
-            self.copy(node, inputs)
-            self._held[node.outputs[0]] = whole(self._graph.shape(node.outputs[0]))
+    def restore(self, nodes: Sequence[Node], wanted: Boxes) -> bool:
+        """Add an operator that was taken apart as the model has it, if what it needs is here."""
+        demand = Demand(self._graph, {nodes[-1].outputs[0]: wanted})
+        walked = [demand.through(Field(node, self._graph)) for node in nodes[::-1]]
+        for name, needed in demand.boxes.items():
+            if not contains(self._held[name], needed.region(0)):
+                return False
+        for reading in walked[::-1]:
+            self.add(reading, 0)
+        return True
 
     def _write(self, field: Field, computed: Boxes, needs: Mapping[int, Boxes]) -> None:
         """Add a node for the one region in `computed`; `needs` is known for activations."""
