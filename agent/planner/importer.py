@@ -20,31 +20,23 @@ import onnx
 import onnxruntime as ort
 
 from agent.errors import ModelError
-from agent.planner.graph import read_graph, tensor_of
+from agent.planner import refusals
+from agent.planner.graph import read_graph
 from agent.planner.model_file import (
-    check_dataflow,
     constants_to_initializers,
-    label,
+    inline_functions,
     load,
+    one_line,
     take_large_initializers,
 )
-from agent.planner.windows import drops_last_window
 from agent.wire.model import WeightEntry
 from agent.wire.program import BlobRef, blob_ref
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from agent.planner.graph import Graph
     from agent.planner.model_file import Array
 
-_OLDEST_OPSET = 9
-_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-_RANDOM = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"}
-    | {"RandomUniform", "RandomUniformLike"}
-)
-_CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 # A device that needs some rows of a weight fetches the parts that hold them.
 PART_BYTES = 8 << 20
 PAGE_BYTES = 64 << 10
@@ -86,72 +78,34 @@ def import_model(path: Path) -> ImportedModel:
         ModelError: if HaloMQ cannot serve it; says which node or value is why, and what to do.
     """
     model = load(path)
-    _check_operators(model)
-    constants_to_initializers(model.graph)
-    arrays = take_large_initializers(model, path.parent)
-    _check_dataflow(model)
-    _check_input(model, arrays)
+    refusals.check_opset(model)
+    model, arrays = _taken_apart(model, path.parent)
+    refusals.check_structure(model.graph)
+    refusals.check_operators(model.graph)
+    refusals.check_input(model.graph, arrays)
+    refusals.check_sizes(_with_shapes(model).graph, arrays)
     model = _simplified(model)
     arrays |= take_large_initializers(model, path.parent)
     arrays = _drop_unused(model, arrays)
-    graph = _with_shapes(model).SerializeToString(deterministic=True)
+    model = _with_shapes(model)
+    refusals.check_operators(model.graph)
+    refusals.check_boxes(model.graph)
+    refusals.check_sizes(model.graph, arrays)
+    graph = model.SerializeToString(deterministic=True)
     weights = tuple(_entry(name, array) for name, array in arrays.items())
-    _check_poolings(read_graph(graph, weights))
+    refusals.check_windows(read_graph(graph, weights))
     return ImportedModel(_name(path), path, graph, weights, arrays)
 
 
-def _check_operators(model: onnx.ModelProto) -> None:
-    opset = max((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), default=0)
-    if opset < _OLDEST_OPSET:
-        raise ModelError(
-            f"the model uses opset {opset}; HaloMQ needs {_OLDEST_OPSET} or later "
-            "(onnx.version_converter or a new export can raise it)"
-        )
-    for node in model.graph.node:
-        if node.domain not in _DOMAINS:
-            raise ModelError(
-                f"{label(node)} is from the domain '{node.domain}', which onnxruntime does not "
-                "have; export the model with standard operators"
-            )
-        if node.op_type in _RANDOM:
-            raise ModelError(f"{label(node)} gives another result at each run; remove it")
-        if node.op_type in _CONTROL:
-            raise ModelError(
-                f"{label(node)} is control flow, which HaloMQ cannot plan; export without it"
-            )
-
-
-def _check_dataflow(model: onnx.ModelProto) -> None:
-    graph = model.graph
-    known = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    known |= {t.values.name for t in graph.sparse_initializer}
-    check_dataflow(graph.node, known)
-    written = known | {name for node in graph.node for name in node.output}
-    for value in graph.output:
-        if value.name not in written:
-            raise ModelError(f"no node writes the output '{value.name}'")
-
-
-def _check_input(model: onnx.ModelProto, weights: Mapping[str, Array]) -> None:
-    values = [value for value in model.graph.input if value.name not in weights]
-    if len(values) != 1:
-        names = ", ".join(f"'{value.name}'" for value in values)
-        raise ModelError(f"the model has {len(values)} inputs ({names}); HaloMQ serves one image")
-    value = values[0]
-    free = [d for d in value.type.tensor_type.shape.dim if not d.HasField("dim_value")]
-    if free:
-        names = ", ".join(f"'{d.dim_param or '?'}'" for d in free)
-        raise ModelError(
-            f"the input '{value.name}' has free dimensions ({names}); fix them, for instance with "
-            "python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name "
-            f"{value.name} --input_shape 1,3,224,224 MODEL.onnx FIXED.onnx"
-        )
-    shape = tensor_of(value, "the model").shape
-    if shape and shape[0] != 1:
-        raise ModelError(
-            f"the input '{value.name}' has the shape {shape}, a batch of {shape[0]}; "
-            "HaloMQ answers one image at a time: export with batch 1"
-        )
+def _taken_apart(model: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """Return a model's graph without functions, Constant nodes and large weights, and these."""
+    constants_to_initializers(model.graph)
+    arrays = take_large_initializers(model, folder)
+    if model.functions:
+        model = inline_functions(model)
+        constants_to_initializers(model.graph)
+        arrays |= take_large_initializers(model, folder)
+    return model, arrays
 
 
 def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -168,7 +122,7 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's exceptions have no common base
-            reason = str(error).strip().splitlines()[0]
+            reason = refusals.runtime_reason(error, model.graph.node)
             raise ModelError(f"onnxruntime cannot load the model: {reason}") from error
         return onnx.load(str(simplified))
 
@@ -203,7 +157,7 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = one_line(error)
         raise ModelError(f"the model's shapes contradict each other: {reason}") from error
     for node in inferred.graph.node:
         node.ClearField("doc_string")
@@ -211,18 +165,6 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     _replace(inferred.opset_import, [o for o in inferred.opset_import if o.domain in used])
     del inferred.metadata_props[:]
     return inferred
-
-
-def _check_poolings(graph: Graph) -> None:
-    for node in graph.nodes:
-        if not node.op.endswith("Pool") or node.op.startswith("Global"):
-            continue
-        inner, outer = graph.shape(node.inputs[0])[2:], graph.shape(node.outputs[0])[2:]
-        if drops_last_window(node, inner, outer):
-            raise ModelError(
-                f"{node.label} rounds up (ceil_mode) to a window that lies in the padding, which "
-                "onnxruntime drops and the model's shapes count; export it with ceil_mode 0"
-            )
 
 
 def _entry(name: str, array: Array) -> WeightEntry:

@@ -1,9 +1,9 @@
-"""Importing: what is refused, with which words; and that weights are neither copied nor changed."""
+"""Importing: what becomes of a model's graph; and that weights are neither copied nor changed."""
 
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import numpy as np
@@ -14,150 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from agent.errors import ModelError
 from agent.planner import import_model, importer, read_graph
 from tests.planner.oracle import Builder, compare, devices, load, vgg
+from tests.planner.small import model, node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
-
-
-def _model(*nodes: onnx.NodeProto, shape: tuple[Any, ...] = (1, 3, 8, 8)) -> onnx.ModelProto:
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph(list(nodes), "g", [x], [y])
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("acme", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
-
-
-def _relu(**extra: Any) -> onnx.NodeProto:
-    return helper.make_node("Relu", ["x"], ["y"], name="act", **extra)
-
-
-def _two_inputs() -> onnx.ModelProto:
-    model = _model(helper.make_node("Add", ["x", "z"], ["y"]))
-    model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1]))
-    return model
-
-
-def _opset(version: int) -> onnx.ModelProto:
-    model = _model(_relu())
-    model.opset_import[0].version = version
-    return model
-
-
-def _strings() -> onnx.ModelProto:
-    model = _model(_relu())
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
-    return model
-
-
-def _cycle() -> onnx.ModelProto:
-    first = helper.make_node("Add", ["x", "y"], ["t"], name="first")
-    return _model(first, helper.make_node("Relu", ["t"], ["y"]))
-
-
-def _no_writer() -> onnx.ModelProto:
-    model = _model(_relu())
-    model.graph.output[0].name = "nothing"
-    return model
-
-
-def _data_dependent() -> onnx.ModelProto:
-    nodes = [helper.make_node("NonZero", ["x"], ["i"], name="nz")]
-    return _model(*nodes, helper.make_node("Cast", ["i"], ["y"], to=1))
-
-
-def _ceil() -> onnx.ModelProto:
-    attributes: dict[str, Any] = {
-        "kernel_shape": [2, 2],
-        "strides": [2, 2],
-        "pads": [0, 0, 1, 1],
-        "ceil_mode": 1,
-    }
-    return _model(helper.make_node("MaxPool", ["x"], ["y"], name="pool", **attributes))
-
-
-def _random() -> onnx.ModelProto:
-    return _model(helper.make_node("RandomNormalLike", ["x"], ["y"], name="noise"))
-
-
-REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
-    "dynamic batch": (lambda: _model(_relu(), shape=("N", 3, 8, 8)), "'N'.*make_dynamic_shape"),
-    "batch of two": (lambda: _model(_relu(), shape=(2, 3, 8, 8)), "batch of 2"),
-    "two inputs": (_two_inputs, "2 inputs .'x', 'z'."),
-    "old opset": (lambda: _opset(8), "opset 8; HaloMQ needs 9"),
-    "custom domain": (lambda: _model(_relu(domain="acme")), "Relu 'act'.*'acme'"),
-    "unknown operator": (
-        lambda: _model(helper.make_node("Frobnicate", ["x"], ["y"], name="odd")),
-        "onnxruntime cannot load the model.*Frobnicate",
-    ),
-    "missing input": (
-        lambda: _model(helper.make_node("Add", ["x", "gone"], ["y"], name="sum")),
-        "Add 'sum' reads 'gone'",
-    ),
-    "cycle": (_cycle, "Add 'first'.*cycle"),
-    "output without writer": (_no_writer, "no node writes the output 'nothing'"),
-    "strings": (_strings, "type STRING"),
-    "size that depends on data": (_data_dependent, "NonZero 'nz'.*depends on the data"),
-    "dropped window": (_ceil, "MaxPool 'pool' rounds up"),
-    "random": (_random, "RandomNormalLike 'noise'.*another result"),
-    "control flow": (
-        lambda: _model(helper.make_node("Loop", ["", "", "x"], ["y"], name="again")),
-        "Loop 'again' is control flow",
-    ),
-    "no nodes": (_model, "no nodes"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_model_that_cannot_be_served_is_refused(name: str, tmp_path: Path) -> None:
-    make, message = REFUSED[name]
-    path = tmp_path / "model.onnx"
-    path.write_bytes(make().SerializeToString())
-    with pytest.raises(ModelError, match=message) as refused:
-        import_model(path)
-    assert "\n" not in str(refused.value)
-
-
-def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "cat.onnx"
-    with pytest.raises(ModelError, match="cannot read"):
-        import_model(path)
-    path.write_bytes(b"\xff\xd8\xff\xe0 a picture")
-    with pytest.raises(ModelError, match="not an ONNX model"):
-        import_model(path)
-    path.write_bytes(b"")
-    with pytest.raises(ModelError, match="not an ONNX model"):
-        import_model(path)
-
-
-def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
-    b = Builder((1, 3, 16, 16))
-    path = b.save(tmp_path / "model.onnx", b.conv(b.conv("x", 40), 40))
-    whole = path.read_bytes()
-    for length in (20, len(whole) // 2, len(whole) - 3):
-        path.write_bytes(whole[:length])
-        with pytest.raises(ModelError):
-            import_model(path)
-
-
-def test_external_data_must_be_complete_and_in_the_folder(tmp_path: Path) -> None:
-    path = vgg(tmp_path / "vgg.onnx")
-    data = tmp_path / "vgg.onnx.data"
-    content = data.read_bytes()
-    data.write_bytes(content[:-1000])
-    with pytest.raises(ModelError, match="cut short"):
-        import_model(path)
-    data.rename(tmp_path / "elsewhere")
-    with pytest.raises(ModelError, match="is not there"):
-        import_model(path)
-    model = onnx.load(str(path), load_external_data=False)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = "../vgg.onnx.data"
-    path.write_bytes(model.SerializeToString())
-    with pytest.raises(ModelError, match="outside the model's folder"):
-        import_model(path)
 
 
 def test_external_weights_are_mapped_and_blobs_hold_every_byte(tmp_path: Path) -> None:
@@ -230,7 +90,7 @@ def test_unused_weights_are_not_shipped(tmp_path: Path) -> None:
 )
 def test_names_are_fit_for_topics(stem: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / f"{stem}.onnx"
-    path.write_bytes(_model(_relu()).SerializeToString())
+    path.write_bytes(model(node("Relu")).SerializeToString())
     assert import_model(path).name == name
 
 
@@ -246,3 +106,62 @@ def test_opsets(opset: int, tmp_path: Path) -> None:
     x = b.add("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
     path = b.save(tmp_path / "m.onnx", b.add("Softmax", b.add("Flatten", x), axis=1))
     assert compare(path, devices(1, 2), counts=2)[0] <= 1e-5
+
+
+def test_functions_of_the_model_are_inlined(tmp_path: Path) -> None:
+    """As PyTorch's exporter makes them: with parameters, and calling each other."""
+    b = Builder((1, 3, 16, 16))
+    path = b.save(tmp_path / "m.onnx", b.add("Relu", b.conv("x", 40)))
+    made = onnx.load(str(path))
+    swish = helper.make_function(
+        "local",
+        "Swish",
+        ["a"],
+        ["c"],
+        [
+            helper.make_node("Sigmoid", ["a"], ["s"]),
+            helper.make_node("Mul", ["a", "s"], ["m"]),
+            onnx.parser.parse_node("c = LeakyRelu <alpha: float = @slope> (m)"),
+        ],
+        [helper.make_opsetid("", 17)],
+        ["slope"],
+    )
+    weights = numpy_helper.from_array(
+        b.rng.standard_normal((8, 40, 3, 3)).astype(np.float32) / 20, "kernel"
+    )
+    block = helper.make_function(
+        "local",
+        "Block",
+        ["a"],
+        ["d"],
+        [
+            helper.make_node("Constant", [], ["k"], value=weights),
+            helper.make_node("Conv", ["a", "k"], ["c"]),
+            helper.make_node("Swish", ["c"], ["d"], domain="local", slope=0.5),
+        ],
+        [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)],
+    )
+    made.functions.extend([swish, block])
+    made.opset_import.append(helper.make_opsetid("local", 1))
+    last = made.graph.output[0].name
+    made.graph.node.append(helper.make_node("Block", [last], ["y"], name="end", domain="local"))
+    del made.graph.output[0].type.tensor_type.shape.dim[:]
+    made.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    path.write_bytes(made.SerializeToString())
+    imported, graph = load(path)
+    assert len(imported.weights) == 2
+    assert [n.op for n in graph.nodes] == ["Conv", "Relu", "Conv", "Sigmoid", "Mul", "LeakyRelu"]
+    assert graph.nodes[-1].attributes["alpha"] == 0.5
+    assert compare(path, devices(1, 1), counts=2)[0] <= 1e-5
+
+
+def test_initializers_of_old_files_are_inputs_as_well(tmp_path: Path) -> None:
+    b = Builder((1, 3, 16, 16))
+    path = b.save(tmp_path / "m.onnx", b.add("Relu", b.normalize(b.conv("x", 40))))
+    made = onnx.load(str(path))
+    made.ir_version = 3
+    for tensor in made.graph.initializer:
+        value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        made.graph.input.append(value)
+    path.write_bytes(made.SerializeToString())
+    assert compare(path, devices(1, 1), counts=2)[0] <= 1e-5
