@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx import helper
 
 from agent.errors import ModelError
 from agent.planner import refusals
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
     from agent.planner.model_file import Array
 
+_PRODUCTS = frozenset({"Gemm", "MatMul"})
+_MATRIX = 2
 # A device that needs some rows of a weight fetches the parts that hold them.
 PART_BYTES = 8 << 20
 PAGE_BYTES = 64 << 10
@@ -86,7 +89,7 @@ def import_model(path: Path) -> ImportedModel:
     refusals.check_sizes(_with_shapes(model).graph, arrays)
     model = _simplified(model)
     arrays |= take_large_initializers(model, path.parent)
-    arrays = _drop_unused(model, arrays)
+    arrays = _stored_by_features(model.graph, _drop_unused(model, arrays))
     model = _with_shapes(model)
     refusals.check_operators(model.graph)
     refusals.check_boxes(model.graph)
@@ -150,6 +153,37 @@ def _drop_unused(model: onnx.ModelProto, arrays: dict[str, Array]) -> dict[str, 
 def _replace(repeated: Any, values: list[Any]) -> None:
     del repeated[:]
     repeated.extend(values)
+
+
+def _stored_by_features(graph: onnx.GraphProto, arrays: dict[str, Array]) -> dict[str, Array]:
+    """Store weights that MatMul and Gemm read by columns as rows, one for each output feature.
+
+    A device that computes some of the features then fetches only their rows. The graph turns them
+    back; onnxruntime does that once, when it loads a segment, so that kernels and results stay the
+    same. The arrays are views: nothing is copied before a part is read.
+    """
+    other: set[str] = {value.name for value in graph.output}
+    columns: set[str] = set()
+    for node in graph.node:
+        crossed = any(a.name == "transB" and a.i for a in node.attribute)
+        product = node.op_type in _PRODUCTS and not node.domain and not crossed
+        for place, name in enumerate(node.input):
+            (columns if product and place == 1 else other).add(name)
+    turned = [n for n, array in arrays.items() if n in columns - other and array.ndim == _MATRIX]
+    taken = {*arrays, *(name for node in graph.node for name in (*node.input, *node.output))}
+    stored, nodes, inputs = dict(arrays), [], {}
+    for name in turned:
+        rows = f"{name}.rows"
+        while rows in taken:
+            rows += "_"
+        taken.add(rows)
+        stored[rows] = stored.pop(name).T
+        nodes.append(helper.make_node("Transpose", [rows], [name], name=rows, perm=[1, 0]))
+        kind = helper.np_dtype_to_tensor_dtype(stored[rows].dtype)
+        inputs[name] = helper.make_tensor_value_info(rows, kind, stored[rows].shape)
+    _replace(graph.node, [*nodes, *graph.node])
+    _replace(graph.input, [inputs.get(value.name, value) for value in graph.input])
+    return stored
 
 
 def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:

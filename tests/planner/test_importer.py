@@ -11,13 +11,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from agent.adapters.runtime import Segment, run_whole
 from agent.errors import ModelError
 from agent.planner import import_model, importer, read_graph
-from tests.planner.oracle import Builder, compare, devices, load, vgg
+from tests.planner.oracle import OPTIONS, Builder, compare, devices, load, vgg
 from tests.planner.small import model, node
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from agent.planner import ImportedModel
 
 
 def test_external_weights_are_mapped_and_blobs_hold_every_byte(tmp_path: Path) -> None:
@@ -165,3 +168,63 @@ def test_initializers_of_old_files_are_inputs_as_well(tmp_path: Path) -> None:
         made.graph.input.append(value)
     path.write_bytes(made.SerializeToString())
     assert compare(path, devices(1, 1), counts=2)[0] <= 1e-5
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+def test_weights_by_columns_are_stored_by_output_features(
+    op: str, rows: int, tmp_path: Path
+) -> None:
+    """And the segment that turns them back when it loads gives the same bytes."""
+    b = Builder((1, rows, 64))
+    x = b.add("Reshape", "x", b.constant(np.array([rows, 64], np.int64)))
+    shared, single = b.weight(64, 64), b.weight(64, 50)
+    for _ in range(2):
+        x = b.add("Relu", b.add("Add", b.add(op, x, shared), b.weight(64)))
+    path = b.save(tmp_path / "m.onnx", b.add(op, x, single))
+    original = {t.name: numpy_helper.to_array(t) for t in onnx.load(str(path)).graph.initializer}
+    imported = import_model(path)
+    arrays = imported.arrays()
+    assert arrays.keys() == {f"{shared}.rows", f"{single}.rows"}
+    for name, array in arrays.items():
+        assert np.array_equal(array, original[name.removesuffix(".rows")].T)
+        assert not array.flags.owndata
+    blobs = {ref.digest: bytes(content) for ref, content in imported.blobs()}
+    for entry in imported.weights:
+        content = b"".join(blobs[part.digest] for part in entry.parts)
+        assert content == arrays[entry.name].tobytes()
+        assert entry.shape == arrays[entry.name].shape
+    value = b.rng.standard_normal((1, rows, 64)).astype(np.float32)
+    segment = Segment(_external(imported), arrays, OPTIONS)
+    expected = run_whole(path, [value], OPTIONS)[0]
+    assert segment.run([value])[0].tobytes() == expected.tobytes()
+
+
+def _external(imported: ImportedModel) -> bytes:
+    """Return the whole graph as one segment, as devices get it."""
+    made = onnx.load_model_from_string(imported.graph)
+    names = {entry.name for entry in imported.weights}
+    values = [value for value in made.graph.input if value.name not in names]
+    del made.graph.input[:]
+    made.graph.input.extend(values)
+    for entry in imported.weights:
+        tensor = made.graph.initializer.add(
+            name=entry.name,
+            dims=entry.shape,
+            data_type=TensorProto.FLOAT,
+            data_location=TensorProto.EXTERNAL,
+        )
+        length = sum(part.nbytes for part in entry.parts)
+        for key, text in (("location", "weights"), ("offset", "0"), ("length", str(length))):
+            tensor.external_data.add(key=key, value=text)
+    content: bytes = made.SerializeToString()
+    return content
+
+
+def test_weights_that_are_read_otherwise_as_well_stay_as_they_are(tmp_path: Path) -> None:
+    b = Builder((1, 64))
+    tied, left = b.weight(64, 64), b.weight(64, 64)
+    x = b.add("Gemm", b.add("MatMul", "x", tied), tied, transB=1)
+    x = b.add("MatMul", left, b.add("Transpose", x))
+    path = b.save(tmp_path / "m.onnx", x)
+    assert import_model(path).arrays().keys() == {tied, left}
