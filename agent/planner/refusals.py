@@ -106,8 +106,11 @@ def _check_dataflow(graph: onnx.GraphProto, writers: Mapping[str, onnx.NodeProto
         raise ModelError(f"the graph has a cycle, from {around}; export the model again") from error
 
 
-def check_operators(graph: onnx.GraphProto) -> None:
-    """Check that each node is one that always gives the same, and that can be planned."""
+def check_operators(graph: onnx.GraphProto, *, simplified: bool) -> None:
+    """Check that each node is one that always gives the same, and that can be planned.
+
+    An If whose condition is constant is gone once the graph is `simplified`.
+    """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.domain not in _DOMAINS:
@@ -121,6 +124,8 @@ def check_operators(graph: onnx.GraphProto) -> None:
             )
         if node.op_type in _RANDOM:
             raise ModelError(f"{label(node)} gives another result at each run; remove it")
+        if node.op_type == "If" and not node.domain and not simplified:
+            continue
         if node.op_type in _CONTROL or any(a.type in _GRAPHS for a in node.attribute):
             raise ModelError(
                 f"{label(node)} is control flow, which HaloMQ cannot plan; export with fixed sizes "
