@@ -9,6 +9,7 @@ import pytest
 
 from agent.adapters.runtime import RuntimeOptions, run_whole
 from agent.planner import Device, compile_plan, import_model, read_graph
+from agent.planner.layout import Shape
 from agent.verification import (
     equal,
     relative_error,
@@ -41,7 +42,8 @@ def test_devices_that_sit_out_some_blocks_take_part_in_others(thin_vgg: Path) ->
     layers = 17
     members = [Device(f"d{number}", 1e9) for number in range(3)]
     cuts, counts = list(range(2, layers, 3)), [3, 1, 2, 3, 1, 3]
-    plan = compile_plan(graph, members, model_name="vgg", cuts=cuts, counts=counts)
+    layouts = [Shape(count, 1) for count in counts]
+    plan = compile_plan(graph, members, model_name="vgg", cuts=cuts, layouts=layouts)
     assert [len(block.devices) for block in plan.blocks] == counts
     image = seeded_input((1, 3, 64, 64), "float32", 1)
     options = RuntimeOptions()

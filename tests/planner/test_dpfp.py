@@ -1,10 +1,11 @@
-"""DPFP against an enumeration of every choice of cuts and devices."""
+"""DPFP against an enumeration of every choice of cuts and layouts."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations, product
-from typing import TYPE_CHECKING
+from itertools import combinations, pairwise, product
+from random import Random
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import pytest
@@ -13,10 +14,12 @@ from agent.errors import ModelError
 from agent.geometry import intersect, size
 from agent.planner import Device, compile_plan, importer
 from agent.planner.dpfp import Allowed, Search
+from agent.planner.layout import Shape
+from agent.planner.lowering import lower
 from tests.planner.oracle import Builder, devices, load, vgg
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from agent.planner import Graph, Plan
@@ -45,7 +48,7 @@ FLEETS = {
     "slow links": [Device("a", 2e9), Device("b", 1e9), Device("c", 1e9)],
     "fast links": [
         Device(n, r, link_bytes_per_s=1e10, link_latency_s=1e-6, step_overhead_s=1e-6)
-        for n, r in (("a", 3e8), ("b", 2e8), ("c", 1e8))
+        for n, r in (("a", 3e8), ("b", 2e8), ("c", 1e8), ("d", 1e8))
     ],
     "one much faster": [
         Device("a", 5e8, link_latency_s=1e-5, step_overhead_s=1e-5),
@@ -60,40 +63,65 @@ FLEETS = {
 
 @pytest.mark.parametrize("fleet", FLEETS)
 @pytest.mark.parametrize("make", [_chain, _branches])
-def test_no_choice_of_cuts_and_devices_is_faster(
+def test_no_choice_of_cuts_and_layouts_is_faster(
     make: Callable[[Path], Graph], fleet: str, tmp_path: Path
 ) -> None:
-    search = Search(make(tmp_path), FLEETS[fleet])
-    layers, most = len(search.layers), len(FLEETS[fleet])
-    times = [
-        seconds
+    graph = lower(make(tmp_path), len(FLEETS[fleet])) if fleet == "links between" else make(tmp_path)
+    search = Search(graph, FLEETS[fleet])
+    layers, tables = len(search.layers), _Tables(search)
+    times = {
+        (cuts, layouts): seconds
         for number in range(layers)
         for cuts in combinations(range(1, layers), number)
-        for counts in product(range(1, most + 1), repeat=number + 1)
-        if (seconds := _forced(search, cuts, counts)) is not None
-    ]
+        for layouts, seconds in tables.every(cuts)
+    }
     found = search.best(Allowed())
     assert found is not None
     assert len(times) > 50
-    assert found[1] == pytest.approx(min(times), rel=1e-12)
+    assert found[1] == pytest.approx(min(times.values()), rel=1e-12)
+    for cuts, layouts in Random(0).sample(sorted(times), 40):
+        shapes = [search.layouts.shapes[n] for n in layouts]
+        forced = search.best(Allowed(cuts, shapes))
+        assert forced is not None
+        assert [choice.shape for choice in forced[0]] == shapes
+        assert forced[1] == pytest.approx(times[cuts, layouts], rel=1e-12)
 
 
-def _forced(search: Search, cuts: tuple[int, ...], counts: tuple[int, ...]) -> float | None:
-    try:
-        found = search.best(Allowed(cuts, counts))
-    except ModelError:
-        return None  # fewer rows than devices
-    assert found is not None
-    assert tuple(choice.count for choice in found[0]) == counts
-    return found[1]
+class _Tables:
+    """The seconds of every block in every layout, from which a choice's time is a sum."""
+
+    def __init__(self, search: Search) -> None:
+        self._search = search
+        self._layouts = range(len(search.layouts.shapes))
+        self._ends = search._cost.gather(search.graph.outputs)
+        self._blocks = {
+            (start, stop): (exchange, compute)
+            for stop in range(1, len(search.layers) + 1)
+            for start, exchange, compute, _ in search._blocks(stop, set(range(stop)))
+        }
+
+    def every(self, cuts: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], float]]:
+        """Every choice of layouts that fit between these cuts, with its seconds."""
+        edges = (0, *cuts, len(self._search.layers))
+        fitting = [[n for n in self._layouts if self._fits(stop, n)] for stop in edges[1:]]
+        for layouts in product(*fitting):
+            seconds = float(self._ends[layouts[-1]])
+            for block, before, layout in zip(pairwise(edges), (0, *layouts), layouts, strict=False):
+                exchange, compute = self._blocks[block]
+                seconds += float(exchange[layout, before] + compute[layout])
+            yield layouts, seconds
+
+    def _fits(self, stop: int, layout: int) -> bool:
+        return all(self._search.layouts.fits(name, layout) for name in self._search.live[stop])
 
 
 def test_choices_differ_between_the_fleets(tmp_path: Path) -> None:
     graph = _chain(tmp_path)
-    used = {name: compile_plan(graph, FLEETS[name], model_name="m").counts for name in FLEETS}
-    assert set(used["slow links"]) == {1}
-    assert max(used["fast links"]) == 3
-    assert max(used["links between"]) == 3
+    used = {name: compile_plan(graph, FLEETS[name], model_name="m").layouts for name in FLEETS}
+    most = {name: max(shape.tiles for shape in shapes) for name, shapes in used.items()}
+    assert most["slow links"] == 1
+    assert most["fast links"] >= 3
+    assert most["links between"] >= 3
 
 
 def test_predicted_time_is_what_its_parts_say(tmp_path: Path) -> None:
@@ -102,7 +130,7 @@ def test_predicted_time_is_what_its_parts_say(tmp_path: Path) -> None:
     y = b.conv(b.conv("x", 4, pads=[1] * 4), 4, pads=[1] * 4)
     _, graph = load(b.save(tmp_path / "m.onnx", y))
     one, two = (Device(n, 1e9, 1e9, 1e6, 0.01, 0.002) for n in "ab")
-    plan = compile_plan(graph, [one, two], model_name="m", cuts=[1], counts=[2, 2])
+    plan = compile_plan(graph, [one, two], model_name="m", cuts=[1], layouts=[Shape(2, 1)] * 2)
     row, half = 4 * 16 * 4, 16
     first, second = plan.blocks
     assert (first.halo_bytes, second.halo_bytes) == (0, 2 * row)
@@ -123,14 +151,14 @@ def test_an_exchange_takes_as_long_as_its_busiest_sender(tmp_path: Path) -> None
     y = b.add("Relu", b.add("MaxPool", "x", kernel_shape=[1, 1]))
     _, graph = load(b.save(tmp_path / "m.onnx", y))
     three = [Device(n, 1e9, 1e30, 1e6, 0.0, 0.0) for n in "abc"]
-    plan = compile_plan(graph, three, model_name="m", cuts=[1], counts=[1, 3])
+    plan = compile_plan(graph, three, model_name="m", cuts=[1], layouts=[Shape(1, 1), Shape(3, 1)])
     assert plan.blocks[1].halo_bytes == 20 * 2 * 16 * 4
     assert plan.blocks[1].exchange_s == pytest.approx(20 * 2 * 16 * 4 / 1e6)
 
 
 def test_tiles_follow_capacity(tmp_path: Path) -> None:
     graph = _chain(tmp_path)
-    plan = compile_plan(graph, devices(1, 3, 2), model_name="m", cuts=[1], counts=3)
+    plan = compile_plan(graph, devices(1, 3, 2), model_name="m", cuts=[1], layouts=3)
     assert plan.devices == ("d1", "d2", "d0")
     tiles = [plan.blocks[0].tiles[device][0][1][2] for device in plan.devices]
     rows = tiles[-1][1]
@@ -143,7 +171,7 @@ def test_early_layers_are_fused_and_late_ones_exchanged(tmp_path: Path) -> None:
     plan = compile_plan(graph, fast, model_name="vgg")
     first, *_, late = [block for block in plan.blocks if "Conv" in block.layers[0]]
     assert len(first.layers) > len(late.layers)
-    assert set(plan.counts) == {1, 4}
+    assert {shape.tiles for shape in plan.layouts} == {1, 4}
 
 
 def test_slow_links_leave_one_device(tmp_path: Path) -> None:
@@ -197,13 +225,13 @@ def test_no_devices_is_an_error(tmp_path: Path) -> None:
     ("forced", "message"),
     [
         ({"cuts": [99]}, "must lie between"),
-        ({"cuts": [1], "counts": [1]}, "2 blocks need as many"),
-        ({"counts": [1]}, "need the cuts"),
-        ({"cuts": [1], "counts": [4, 1]}, "cannot use 4 devices"),
+        ({"cuts": [1], "layouts": [Shape(1, 1)]}, "2 blocks need as many"),
+        ({"layouts": [Shape(1, 1)]}, "need the cuts"),
+        ({"cuts": [1], "layouts": [Shape(4, 1), Shape(1, 1)]}, "cannot be shared as 4x1"),
     ],
 )
 def test_impossible_choices_are_refused(
-    forced: dict[str, list[int]], message: str, tmp_path: Path
+    forced: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=message):
         compile_plan(_chain(tmp_path), devices(1, 1), model_name="m", **forced)
@@ -211,7 +239,7 @@ def test_impossible_choices_are_refused(
 
 def test_halos_are_what_neighbours_own(tmp_path: Path) -> None:
     graph = load(vgg(tmp_path / "vgg.onnx"))[1]
-    plan = compile_plan(graph, devices(1, 1, 1), model_name="m", cuts=[1, 2], counts=3)
+    plan = compile_plan(graph, devices(1, 1, 1), model_name="m", cuts=[1, 2], layouts=3)
     owned = {d: dict(plan.blocks[0].tiles[d]) for d in plan.devices}
     for device, program in plan.programs.items():
         for send in program.sends:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree as ET
 
 from agent.planner import compile_plan
 from agent.planner.draw import draw_plan
+from agent.planner.layout import Shape
 from tests.planner.oracle import devices, load, vgg
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def test_a_plan_is_drawn_with_every_tile_to_scale(tmp_path: Path) -> None:
     _, graph = load(vgg(tmp_path / "vgg.onnx"))
-    plan = compile_plan(graph, devices(3, 1), model_name="<vgg>", cuts=[1, 18], counts=[2, 2, 1])
+    layouts = [Shape(2, 1), Shape(2, 1), Shape(1, 1)]
+    plan = compile_plan(graph, devices(3, 1), model_name="<vgg>", cuts=[1, 18], layouts=layouts)
     root = ET.fromstring(draw_plan(plan, graph))  # noqa: S314 - our own text
     tiles = [r for r in root.iter(f"{SVG}rect") if r.get("stroke")]
     assert len(tiles) == 5

@@ -63,7 +63,7 @@ def test_initializers_may_be_constants_or_inputs(tmp_path: Path) -> None:
         assert {w.name: w.parts for w in imported.weights} == {
             w.name: w.parts for w in expected.weights
         }
-        assert compare(path, devices(1, 1), counts=2)[0] <= 1e-5
+        assert compare(path, devices(1, 1), layouts=2)[0] <= 1e-5
 
 
 def test_constants_are_folded_and_identities_removed(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_constants_are_folded_and_identities_removed(tmp_path: Path) -> None:
     path = b.save(tmp_path / "m.onnx", b.add("Reshape", b.add("Max", x, zeros), shape))
     _, graph = load(path)
     assert [node.op for node in graph.nodes] == ["Conv", "Max", "Reshape"]
-    assert compare(path, devices(1, 1), counts=2)[0] <= 1e-5
+    assert compare(path, devices(1, 1), layouts=2)[0] <= 1e-5
 
 
 def test_unused_weights_are_not_shipped(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_opsets(opset: int, tmp_path: Path) -> None:
     x = b.add("Relu", b.normalize(b.conv("x", 4, pads=[1] * 4)))
     x = b.add("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
     path = b.save(tmp_path / "m.onnx", b.add("Softmax", b.add("Flatten", x), axis=1))
-    assert compare(path, devices(1, 2), counts=2)[0] <= 1e-5
+    assert compare(path, devices(1, 2), layouts=2)[0] <= 1e-5
 
 
 def test_functions_of_the_model_are_inlined(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_functions_of_the_model_are_inlined(tmp_path: Path) -> None:
     assert len(imported.weights) == 2
     assert [n.op for n in graph.nodes] == ["Conv", "Relu", "Conv", "Sigmoid", "Mul", "LeakyRelu"]
     assert graph.nodes[-1].attributes["alpha"] == 0.5
-    assert compare(path, devices(1, 1), counts=2)[0] <= 1e-5
+    assert compare(path, devices(1, 1), layouts=2)[0] <= 1e-5
 
 
 def test_initializers_of_old_files_are_inputs_as_well(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_initializers_of_old_files_are_inputs_as_well(tmp_path: Path) -> None:
         value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         made.graph.input.append(value)
     path.write_bytes(made.SerializeToString())
-    assert compare(path, devices(1, 1), counts=2)[0] <= 1e-5
+    assert compare(path, devices(1, 1), layouts=2)[0] <= 1e-5
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])

@@ -143,7 +143,7 @@ WHOLE: dict[str, tuple[Make, str]] = {
 def test_tiles_of_an_operator_give_the_whole(name: str, tmp_path: Path) -> None:
     b = Builder((1, 3, 16, 8), opset=18 if name == "Mish" else 17)
     path = b.save(tmp_path / "m.onnx", DISTRIBUTED[name](b))
-    error, _, plan = compare(path, devices(3, 2, 2), counts=3)
+    error, _, plan = compare(path, devices(3, 2, 2), layouts=3)
     assert error <= 1e-5
     assert plan.undistributed == ()
     assert plan.distributed_share > 0.9
@@ -154,10 +154,10 @@ def test_what_cannot_be_split_is_named_and_still_right(name: str, tmp_path: Path
     make, reason = WHOLE[name]
     b = Builder((1, 3, 16, 8))
     path = b.save(tmp_path / "m.onnx", b.add("Relu", make(b)))
-    error, _, plan = compare(path, devices(3, 2, 2), counts=3)
+    error, _, plan = compare(path, devices(3, 2, 2), layouts=3)
     assert error <= 1e-5
-    assert plan.undistributed[0].startswith(name)
-    assert reason in plan.undistributed[0]
+    assert plan.undistributed[0].label.startswith(name)
+    assert reason in plan.undistributed[0].reason
 
 
 @pytest.mark.parametrize("opset", [9, 11, 12, 13, 17])
@@ -165,7 +165,7 @@ def test_what_cannot_be_split_is_named_and_still_right(name: str, tmp_path: Path
 def test_softmax_flattens_before_opset_13(opset: int, axis: int, tmp_path: Path) -> None:
     b = Builder((1, 3, 16, 8), opset=opset)
     path = b.save(tmp_path / "m.onnx", b.add("Softmax", b.conv("x", 3), axis=axis))
-    error, _, plan = compare(path, devices(1, 1), counts=2)
+    error, _, plan = compare(path, devices(1, 1), layouts=2)
     assert error <= 1e-5
     assert bool(plan.undistributed) == (opset < 13 and axis == 1)
 
@@ -175,7 +175,7 @@ def test_slices_are_written_in_the_models_own_opset(tmp_path: Path) -> None:
         b = Builder((1, 3, 16, 8), opset=opset)
         wide = b.conv("x", 3, 5, pads=[2] * 4)
         path = b.save(tmp_path / "m.onnx", b.add("Add", wide, b.add("Relu", "x")))
-        error, _, _ = compare(path, devices(1, 1, 1), counts=3)
+        error, _, _ = compare(path, devices(1, 1, 1), layouts=3)
         assert error <= 1e-5
 
 

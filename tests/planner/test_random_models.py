@@ -37,7 +37,7 @@ def test_a_model_cut_anywhere_gives_the_same(
         path = builder.save(Path(folder, "model.onnx"), *outputs)
         layers = _layers(path)
         forced = sorted({cut for cut in cuts if cut < layers})
-        error, _, plan = compare(path, devices(*rates), cuts=forced, counts=len(rates))
+        error, _, plan = compare(path, devices(*rates), cuts=forced, layouts=len(rates))
     assert error <= TOLERANCE
     assert set(plan.cuts) == set(forced)
 
@@ -72,7 +72,7 @@ def test_a_fleet_answers_again_and_again(tmp_path: Path) -> None:
     b = Builder((1, 3, 12, 8))
     path = b.save(tmp_path / "model.onnx", b.conv(b.conv("x", 4), 4))
     model, graph = load(path)
-    fleet = Fleet(compile_plan(graph, devices(1, 1), model_name="m", counts=2), model)
+    fleet = Fleet(compile_plan(graph, devices(1, 1), model_name="m", layouts=2), model)
     first = b.rng.standard_normal((1, 3, 12, 8)).astype("float32")
     once, other, again = fleet.run(first), fleet.run(first + 1), fleet.run(first)
     assert once[0].tobytes() == again[0].tobytes() != other[0].tobytes()

@@ -51,7 +51,7 @@ def test_a_window_reads_exactly_the_rows_that_it_touches(
         for tap in range(kernel)
     }
     reached = (max(0, min(touched)), min(rows, max(touched) + 1))
-    (_, needed), *_ = field.needed(boxes([((0, 1), (0, 1), (start, stop), (0, 5))]))
+    needed = field.needed(0, boxes([((0, 1), (0, 1), (start, stop), (0, 5))]))
     assert needed.region(0)[2] == reached
     assert tile_pads(
         field.operator.maps[0] or (), ((0, 1), (0, 1), (start, stop), (0, 5)), (1, 1, rows, 5)

@@ -25,7 +25,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _whole(path: Path) -> tuple[bytes, ImportedModel]:
     model, graph = load(path)
-    plan = compile_plan(graph, devices(1), model_name="m", counts=1)
+    plan = compile_plan(graph, devices(1), model_name="m", layouts=1)
     (content,) = plan.segments.values()
     return content, model
 

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from agent.errors import ModelError
 from agent.geometry import shape_of
 from agent.planner import check, compile_plan, importer
+from agent.planner.layout import Shape
 from agent.wire.program import Part, Send, decode_program, encode_program
 from tests.planner.oracle import Builder, Fleet, compare, devices, load, vgg
 
@@ -29,13 +30,13 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("count", range(1, 9))
 @pytest.mark.parametrize("cuts", [None, [2, 5, 9, 13, 17], list(range(1, 22)), []])
 def test_tiles_give_the_bytes_of_the_whole(count: int, cuts: list[int] | None, path: Path) -> None:
-    _, identical, plan = compare(path, devices(*[1] * count), cuts=cuts, counts=count)
+    _, identical, plan = compare(path, devices(*[1] * count), cuts=cuts, layouts=count)
     assert identical
-    assert max(plan.counts) == count
+    assert max(shape.tiles for shape in plan.layouts) == count
 
 
 def test_unequal_devices_give_the_bytes_of_the_whole(path: Path) -> None:
-    _, identical, plan = compare(path, devices(5, 2, 1), cuts=[3, 6, 10, 14, 17], counts=3)
+    _, identical, plan = compare(path, devices(5, 2, 1), cuts=[3, 6, 10, 14, 17], layouts=3)
     assert identical
     assert plan.distributed_share > 0.99
 
@@ -43,7 +44,7 @@ def test_unequal_devices_give_the_bytes_of_the_whole(path: Path) -> None:
 def test_a_gemm_is_shared_by_features_and_fetched_in_part(path: Path) -> None:
     with patch.object(importer, "PART_BYTES", 1 << 14):
         model, graph = load(path)
-        plan = compile_plan(graph, devices(1, 1, 1, 1), model_name="m", cuts=[18, 19], counts=4)
+        plan = compile_plan(graph, devices(1, 1, 1, 1), model_name="m", cuts=[18, 19], layouts=4)
         Fleet(plan, model).run(np.zeros(graph.shape(graph.input), np.float32))
     entry = max((w for w in model.weights if len(w.shape) == 2), key=lambda w: len(w.parts))
     used = [
@@ -65,25 +66,25 @@ def test_a_gemm_is_shared_by_features_and_fetched_in_part(path: Path) -> None:
 
 def test_equal_tiles_are_one_segment(path: Path) -> None:
     _, graph = load(path)
-    plan = compile_plan(graph, devices(*[1] * 4), model_name="m", cuts=[1], counts=[4, 1])
+    plan = compile_plan(graph, devices(*[1] * 4), model_name="m", cuts=[1], layouts=[Shape(4, 1), Shape(1, 1)])
     digests = [p.segments[p.steps[0].segment].graph.digest for p in plan.programs.values()]
     # The first and the last tile keep some padding; the two between them are the same.
     assert len(set(digests)) == 3
     assert digests[1] == digests[2]
-    again = compile_plan(graph, devices(*[1] * 4), model_name="m", cuts=[1], counts=[4, 1])
+    again = compile_plan(graph, devices(*[1] * 4), model_name="m", cuts=[1], layouts=[Shape(4, 1), Shape(1, 1)])
     assert again.programs == plan.programs
     assert again.segments == plan.segments
 
 
 def test_segments_hold_no_weights(path: Path) -> None:
     _, graph = load(path)
-    plan = compile_plan(graph, devices(1, 1), model_name="m", counts=2)
+    plan = compile_plan(graph, devices(1, 1), model_name="m", layouts=2)
     assert max(len(content) for content in plan.segments.values()) < 16_000
 
 
 def test_programs_survive_the_wire(path: Path) -> None:
     _, graph = load(path)
-    plan = compile_plan(graph, devices(1, 1, 1), model_name="m", counts=3)
+    plan = compile_plan(graph, devices(1, 1, 1), model_name="m", layouts=3)
     for program in plan.programs.values():
         assert decode_program(encode_program(program)) == program
 
@@ -93,7 +94,7 @@ def small_plan(tmp_path: Path) -> Plan:
     b = Builder((1, 2, 16, 8))
     y = b.conv(b.conv("x", 4, pads=[1] * 4), 4, pads=[1] * 4)
     _, graph = load(b.save(tmp_path / "m.onnx", y))
-    plan = compile_plan(graph, devices(1, 1), model_name="m", cuts=[1], counts=2)
+    plan = compile_plan(graph, devices(1, 1), model_name="m", cuts=[1], layouts=2)
     check(plan.programs)
     return plan
 
