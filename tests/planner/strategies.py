@@ -1,138 +1,343 @@
-"""Random small models for property tests: chains and DAGs of everything that is split by rows."""
+"""Random small models for property tests: DAGs of everything that is split.
+
+Every step takes a map [1, C, H, W] and gives one; where it makes no sense for this map or opset it
+returns None, and another is drawn. Values stay near 1, so that an error is an error.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hypothesis import strategies as st
+import numpy as np
 
-from tests.planner.oracle import Builder
+from tests.planner import windows_drawn as windows
+from tests.planner.sketch import Sketch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from random import Random
 
-Draw = Any
-_ACTIVATIONS = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "Abs", "Neg")
+Step = "Callable[[Sketch, str], str | None]"
+_OPSETS = (9, 10, 11, 12, 13, 14, 15, 16, 17, 17, 18, 19, 20, 21, 22)
+_ACTIVATIONS = (
+    "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "Abs", "Neg", "Selu", "Softsign",
+    "Softplus", "Sin", "Erf",
+)  # fmt: skip
+_LARGEST = 9000
+_LONGEST = 48
 
 
-def _window(draw: Draw, *, largest_pad: int) -> dict[str, Any]:
-    """Draw strides, and either explicit (asymmetric) padding or auto_pad."""
-    window: dict[str, Any] = {"strides": draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))}
-    mode = draw(st.sampled_from(["pads", "pads", "SAME_UPPER", "SAME_LOWER", "VALID"]))
-    if mode == "pads":
-        window["pads"] = draw(st.tuples(*[st.integers(0, largest_pad)] * 4))
+def activate(s: Sketch, x: str) -> str:
+    """Activation functions of one node and of several."""
+    kind = s.random.choice((*_ACTIVATIONS, "silu", "gelu", "hardswish", "swish", "clip", "prelu"))
+    if kind == "silu":
+        return s.add("Mul", x, s.add("Sigmoid", x))
+    if kind == "gelu":
+        root = s.constant(np.array(2**0.5, np.float32))
+        one, half = (s.constant(np.array(value, np.float32)) for value in (1, 0.5))
+        risen = s.add("Add", s.add("Erf", s.add("Div", x, root)), one)
+        return s.add("Mul", s.add("Mul", x, risen), half)
+    if kind == "hardswish":
+        if s.opset >= 14 and s.random.random() < 0.5:
+            return s.add("HardSwish", x)
+        three, six = (s.constant(np.array(value, np.float32)) for value in (3, 6))
+        return s.add("Mul", x, s.add("Div", s.clip(s.add("Add", x, three), 0.0, 6.0), six))
+    if kind == "swish":
+        return s.add("Mul", x, s.add("HardSigmoid", x, alpha=1 / 6, beta=0.5))
+    if kind == "clip":
+        return s.clip(x, -0.8, 1.1)
+    if kind == "prelu":
+        return s.add("PRelu", x, s.positive(s.shape(x)[1], 1, 1))
+    return s.add(kind, x)
+
+
+def normalize(s: Sketch, x: str) -> str | None:
+    """Normalizations; epsilons are large lest a constant map become noise."""
+    channels = s.shape(x)[1]
+    kind = s.random.choice(["batch", "instance", "instance", "layer", "group", "lrn", "lp"])
+    if kind == "batch":
+        return s.normalize(x)
+    if kind == "instance":
+        return s.add(
+            "InstanceNormalization", x, s.positive(channels), s.weight(channels), epsilon=0.1
+        )
+    if kind == "lrn":
+        return s.add("LRN", x, size=s.random.choice([1, 3, 5]), alpha=0.3)
+    if kind == "lp":
+        y = s.add("Add", x, s.constant(np.array(0.3, np.float32)))
+        return s.add("LpNormalization", y, axis=s.random.choice([1, -1, 2]), p=2)
+    if kind == "group":  # as torch writes it
+        groups = s.random.choice([g for g in range(1, channels + 1) if channels % g == 0])
+        flat = s.add("Reshape", x, s.ints(0, groups, -1))
+        y = s.add("InstanceNormalization", flat, s.positive(groups), s.weight(groups), epsilon=0.1)
+        y = s.add("Reshape", y, s.ints(*s.shape(x)))
+        return s.add("Add", s.add("Mul", y, s.positive(channels, 1, 1)), s.weight(channels, 1, 1))
+    if s.opset < 17:
+        return None
+    last = s.add("Transpose", x, perm=[0, 2, 3, 1])
+    axis = s.random.choice([-1, -1, 3, 1])
+    shape = s.shape(last)[axis:]
+    y = s.add(
+        "LayerNormalization", last, s.positive(*shape), s.weight(*shape), axis=axis, epsilon=0.1
+    )
+    return s.add("Transpose", y, perm=[0, 3, 1, 2])
+
+
+def scale(s: Sketch, x: str) -> str:
+    """Sums and products with constants that are broadcast on some axes and not on others."""
+    shape = [n if s.random.random() < 0.5 else 1 for n in s.shape(x)]
+    while shape[0] == 1 and len(shape) > 1 and s.random.random() < 0.3:
+        shape = shape[1:]
+    op = s.random.choice(["Add", "Mul", "Sub", "Div", "Max", "Min"])
+    other = s.positive(*shape) if op in {"Mul", "Div"} else s.weight(*shape)
+    if op == "Sub" and s.random.random() < 0.5:
+        return s.add(op, other, x)
+    return s.add(op, x, other)
+
+
+def residual(s: Sketch, x: str) -> str:
+    """A residual block."""
+    branch = windows.same_conv(s, x, s.shape(x)[1])
+    if s.random.random() < 0.5:
+        branch = s.normalize(branch)
+    added = s.add("Add", *s.random.sample([branch, x], 2))
+    return s.add("Relu", added) if s.random.random() < 0.7 else added
+
+
+def inception(s: Sketch, x: str) -> str:
+    """Branches that meet in one Concat."""
+    branches = [
+        windows.same_conv(s, x, 2),
+        s.add("Relu", windows.same_conv(s, windows.same_conv(s, x, 3), 2)),
+        s.add("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4, strides=[1, 1]),
+        x,
+        s.weight(1, 1, *s.shape(x)[2:]),
+    ]
+    chosen = s.random.sample(branches, s.random.randint(2, 3))
+    return s.add("Concat", *chosen, axis=s.random.choice([1, -3]))
+
+
+def dense(s: Sketch, x: str) -> str:
+    """A dense block."""
+    parts = [x]
+    for _ in range(2):
+        joined = s.add("Concat", *parts, axis=1) if len(parts) > 1 else x
+        parts.append(s.add("Relu", windows.same_conv(s, joined, 2)))
+    return s.add("Concat", *parts, axis=1)
+
+
+def spatial_concat(s: Sketch, x: str) -> str | None:
+    """A Concat along an axis that is split."""
+    if s.size(x) * 2 > _LARGEST:
+        return None
+    axis = s.random.choice([2, 3])
+    other = s.slice(x, axis, 0, s.random.randint(1, s.shape(x)[axis]))
+    return s.add("Concat", *s.random.sample([x, other], 2), axis=axis)
+
+
+def gate(s: Sketch, x: str) -> str:
+    """Squeeze and excitation, and other scales that a whole map tells."""
+    channels = s.shape(x)[1]
+    kind = s.random.choice(["average", "max", "mean", "flat", "statistic", "pixel"])
+    if kind in {"average", "max"}:
+        pooled = s.add("GlobalAveragePool" if kind == "average" else "GlobalMaxPool", x)
+    elif kind == "mean":
+        op = s.random.choice(["ReduceMean", "ReduceMax", "ReduceMin"])
+        pooled = s.reduce(op, x, s.random.choice([(2, 3), (-1, -2), (3, 2)]), 1)
+    elif kind == "flat":
+        mean = s.reduce("ReduceMean", x, (2, 3), 0)
+        width = s.random.randint(2, 6)
+        bias = [s.weight(width)] if s.opset < 11 or s.random.random() < 0.5 else []
+        weight = s.filters(width, channels, fan_in=channels)
+        hidden = s.add("Gemm", mean, weight, *bias, transB=1)
+        hidden = s.add("Relu", hidden)
+        out = s.add("MatMul", hidden, s.filters(width, channels, fan_in=width))
+        gate_of = s.add("Sigmoid", s.squeeze("Unsqueeze", out, (2, 3)))
+        return s.add("Mul", x, gate_of)
+    elif kind == "statistic":
+        axes = s.random.choice([(2,), (3,), (1,), (1, 2, 3), (2, 3)])
+        op = s.random.choice(["ReduceL2", "ReduceSum", "ReduceSumSquare", "ReduceL1"])
+        share = s.constant(np.array(1 / s.size(x), np.float32))
+        told = s.add("Mul", s.reduce(op, x, axes, 1), share)
+        return s.add("Add", x, told)
     else:
-        window["auto_pad"] = mode
-    return window
+        return s.add("Mul", x, s.add("Sigmoid", windows.same_conv(s, x, 1)))
+    hidden = s.add("Relu", windows.pixel_conv(s, pooled, s.random.randint(1, 20)))
+    factor = s.add("Sigmoid", windows.pixel_conv(s, hidden, channels))
+    return s.add("Mul", *s.random.sample([x, factor], 2))
 
 
-def _round_up(draw: Draw, window: dict[str, Any]) -> None:
-    """Draw ceil_mode; with padding at the end the importer may have to refuse it."""
-    if "pads" in window and draw(st.booleans()):
-        window |= {"ceil_mode": 1, "pads": (*window["pads"][:2], 0, 0)}
+def shuffle(s: Sketch, x: str) -> str | None:
+    """ShuffleNet's shuffle of channels."""
+    _, channels, rows, columns = s.shape(x)
+    groups = [g for g in range(2, channels) if channels % g == 0]
+    if not groups:
+        return None
+    group = s.random.choice(groups)
+    y = s.add("Reshape", x, s.ints(1, group, channels // group, rows, columns))
+    y = s.add("Transpose", y, perm=[0, 2, 1, 3, 4])
+    return s.add("Reshape", y, s.ints(1, channels, rows, columns))
 
 
-def _conv(draw: Draw, b: Builder, x: str) -> str:
-    kernel = draw(st.integers(1, 4))
-    channels = b.shape(x)[1]
-    group = draw(st.sampled_from([g for g in (1, 2, channels) if channels % g == 0]))
-    out = group * draw(st.integers(1, 3))
-    window = _window(draw, largest_pad=kernel)
-    if "auto_pad" not in window:
-        window["dilations"] = [draw(st.integers(1, 2))] * 2
-    return b.conv(x, out, kernel, group, **window)
+def flattened(s: Sketch, x: str) -> str | None:
+    """What transformers do with a map: a list of pixels, mixed, and a map again."""
+    shape = s.shape(x)
+    channels, pixels = shape[1], shape[2] * shape[3]
+    y = s.add("Reshape", x, s.ints(1, channels, pixels))
+    kind = s.random.choice(["nothing", "softmax", "product", "attention", "row"])
+    if kind == "softmax":
+        y = s.add("Mul", y, s.add("Softmax", y, axis=s.random.choice([1, 2, -1])))
+    elif kind == "row":
+        y = s.add("Sub", y, s.reduce("ReduceMean", y, (2,), 1))
+    elif kind in {"product", "attention"}:
+        if pixels > 200:
+            return None
+        y = s.add("Transpose", y, perm=[0, 2, 1])
+        if kind == "product":
+            y = s.add("MatMul", y, s.filters(channels, channels, fan_in=channels))
+            y = s.add("Add", y, s.weight(channels))
+        else:
+            keys = s.add("Transpose", y, perm=[0, 2, 1])
+            scaled = s.add("Mul", s.add("MatMul", y, keys), s.floats(1 / (4 * channels)))
+            y = s.add("MatMul", s.add("Softmax", scaled, axis=2), y)
+        y = s.add("Transpose", y, perm=[0, 2, 1])
+    return s.add("Reshape", y, s.ints(*shape))
 
 
-def _max_pool(draw: Draw, b: Builder, x: str) -> str:
-    kernel = draw(st.integers(2, 3))
-    window = _window(draw, largest_pad=kernel - 1)
-    if "auto_pad" not in window:
-        window["dilations"] = [draw(st.integers(1, 2))] * 2
-    _round_up(draw, window)
-    return b.add("MaxPool", x, kernel_shape=[kernel] * 2, **window)
+def rearrange(s: Sketch, x: str) -> str | None:
+    """Everything that moves elements and computes nothing."""
+    _, channels, rows, columns = shape = s.shape(x)
+    kind = s.random.choice(
+        ["split", "slice", "pick", "expand", "tile", "squeeze", "turned", "mirror"]
+    )
+    if kind == "split":
+        axis = s.random.choice([1, 1, 2, 3])
+        if shape[axis] < 2:
+            return None
+        first = s.random.randint(1, shape[axis] - 1)
+        left, right = s.split(x, axis, [first, shape[axis] - first])
+        left = s.add("Relu", left)
+        return s.add("Concat", *s.random.sample([left, right], 2), axis=axis)
+    if kind == "slice":
+        return sliced(s, x)
+    if kind == "pick":
+        axis = s.random.choice([1, 1, 1, 2, 3])
+        picks = [s.random.randrange(shape[axis]) for _ in range(s.random.randint(1, shape[axis]))]
+        return s.add("Gather", x, s.ints(*picks), axis=axis)
+    if kind == "expand":
+        one = s.reduce("ReduceMean", x, (s.random.choice([1, 2, 3]),), 1)
+        return s.add("Add", s.add("Expand", one, s.ints(*shape)), x)
+    if kind == "tile":
+        if s.size(x) * 4 > _LARGEST:
+            return None
+        repeats = s.random.choice([(1, 2, 1, 1), (1, 1, 2, 1), (1, 1, 1, 3), (1, 1, 2, 2)])
+        return s.add("Tile", x, s.ints(*repeats))
+    if kind == "squeeze":
+        y = s.squeeze("Squeeze", x, (0,))
+        return s.squeeze("Unsqueeze", s.add("Tanh", y), (0,))
+    if kind == "turned":
+        return s.add("Transpose", x, perm=[0, 1, 3, 2])
+    return s.slice(x, s.random.choice([1, 2, 3]), -1, -(2**31), -1) if s.opset >= 10 else None
 
 
-def _average_pool(draw: Draw, b: Builder, x: str) -> str:
-    kernel = draw(st.integers(2, 3))
-    window = _window(draw, largest_pad=kernel - 1)
-    window["count_include_pad"] = draw(st.integers(0, 1))
-    _round_up(draw, window)
-    return b.add("AveragePool", x, kernel_shape=[kernel] * 2, **window)
+def sliced(s: Sketch, x: str) -> str | None:
+    """A Slice with steps, from either end."""
+    axis = s.random.choice([1, 2, 2, 3, 3])
+    extent = s.shape(x)[axis]
+    if extent < 4:
+        return None
+    start, end = s.random.randint(0, extent // 3), s.random.randint(extent - extent // 3, extent)
+    step = s.random.choice([1, 1, 2, 3, -1, -2]) if s.opset >= 10 else 1
+    if step < 0:
+        start, end = end - 1, start - 1 if start else -(2**31)
+    elif s.random.random() < 0.3:
+        end = 2**31 if end == extent else end - extent
+    return s.slice(x, axis, start, end, step)
 
 
-def _normalize(_: Draw, b: Builder, x: str) -> str:
-    return b.normalize(x)
+def padded(s: Sketch, x: str) -> str:
+    """A Pad of rows and columns, at times of channels."""
+    mode = s.random.choice(["constant", "edge", "reflect"])
+    most = [min(4, n - 1 if mode == "reflect" else 4) for n in s.shape(x)[2:]]
+    begin, end = ([s.random.randint(0, m) for m in most] for _ in range(2))
+    channel = s.random.choice([0, 0, 1]) if mode == "constant" else 0
+    pads = (0, channel, *begin, 0, 0, *end)
+    return s.pad(x, pads, mode, s.random.choice([0.0, 0.7]))
 
 
-def _activate(draw: Draw, b: Builder, x: str) -> str:
-    return b.add(draw(st.sampled_from(_ACTIVATIONS)), x)
+def u_net(s: Sketch, x: str) -> str | None:
+    """Down, something, up again, and the skip beside it."""
+    _, channels, rows, columns = s.shape(x)
+    if min(rows, columns) < 4:
+        return None
+    down = s.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    inner = s.add("Relu", windows.same_conv(s, down, channels + 1))
+    if s.random.random() < 0.5:
+        weight = s.filters(channels + 1, 3, 2, 2, fan_in=channels + 1)
+        up = s.add("ConvTranspose", inner, weight, strides=[2, 2])
+    else:
+        up = s.resize(inner, scales=(1, 1, 2, 2), mode=s.random.choice(["nearest", "linear"]))
+    held = s.shape(up)
+    missing = (0, 0, 0, 0, 0, 0, rows - held[2], columns - held[3])
+    up = s.pad(up, missing, "constant") if any(missing) else up
+    return s.add("Concat", x, up, axis=1)
 
 
-def _lrn(_: Draw, b: Builder, x: str) -> str:
-    return b.add("LRN", x, size=3)
+_STEPS: tuple[Any, ...] = (
+    windows.conv, windows.conv, windows.conv, windows.conv_transpose, windows.pool, windows.pool,
+    windows.resize, windows.resize, windows.blocks, activate, activate, normalize, scale,
+    residual, inception, dense, spatial_concat, gate, gate, shuffle, flattened, rearrange,
+    rearrange, padded, u_net,
+)  # fmt: skip
 
 
-def _scale(draw: Draw, b: Builder, x: str) -> str:
-    """Add or multiply a constant that is broadcast on some axes and has rows on others."""
-    shape = [n if draw(st.booleans()) else 1 for n in b.shape(x)]
-    return b.add(draw(st.sampled_from(["Add", "Mul"])), x, b.weight(*shape))
-
-
-def _residual(draw: Draw, b: Builder, x: str) -> str:
-    branch = b.conv(x, b.shape(x)[1], 3, pads=[1, 1, 1, 1])
-    if draw(st.booleans()):
-        branch = b.normalize(branch)
-    return b.add("Relu", b.add("Add", branch, x))
-
-
-def _inception(draw: Draw, b: Builder, x: str) -> str:
-    narrow = b.conv(x, 2, 1)
-    wide = b.conv(x, 3, 5, auto_pad="SAME_UPPER")
-    pooled = b.add("MaxPool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
-    return b.add("Concat", narrow, wide, pooled, axis=draw(st.sampled_from([1, -3])))
-
-
-def _gate(_: Draw, b: Builder, x: str) -> str:
-    """Squeeze and excitation: a global pool whose result scales every row."""
-    channels = b.shape(x)[1]
-    pooled = b.add("GlobalAveragePool", x)
-    return b.add("Mul", x, b.add("Sigmoid", b.conv(pooled, channels, 1)))
-
-
-def _unknown(_: Draw, b: Builder, x: str) -> str:
-    return b.add("InstanceNormalization", x, b.positive(b.shape(x)[1]), b.weight(b.shape(x)[1]))
-
-
-_STEPS: list[Callable[[Draw, Builder, str], str]] = [
-    _conv, _conv, _conv, _max_pool, _average_pool, _normalize, _activate, _lrn, _scale,
-    _residual, _inception, _gate, _unknown,
-]  # fmt: skip
-
-
-def _head(draw: Draw, b: Builder, x: str) -> str:
-    kind = draw(st.sampled_from(["none", "flat", "pooled", "mean"]))
-    if kind == "none":
-        return x
+def _head(s: Sketch, x: str) -> list[str]:
+    """End in a map, in scores, or in several outputs."""
+    kind = s.random.choice(["map", "softmax", "classes", "flat", "pooled", "mean", "product"])
+    channels = s.shape(x)[1]
+    if kind == "softmax":
+        return [s.add("Softmax", x, axis=1)]
+    if kind == "classes":
+        keep = s.random.randint(0, 1)
+        return [s.add("ArgMax", s.add("Tanh", x), axis=1, keepdims=keep), x]
     if kind == "mean":
-        return b.add("Softmax", b.add("ReduceMean", x, axes=[2, 3], keepdims=0), axis=1)
-    x = b.add("Flatten", b.add("GlobalAveragePool", x) if kind == "pooled" else x)
-    width = draw(st.integers(3, 40))
-    return b.add("Gemm", x, b.weight(width, b.shape(x)[1]), b.weight(width), transB=1)
+        y = s.reduce("ReduceMean", x, (2, 3), 0)
+        return [s.add("Softmax", y, axis=1)]
+    if kind == "map" or (kind == "flat" and s.size(x) > 4000):
+        return [x]
+    if kind == "product":
+        y = s.add("Transpose", x, perm=[0, 2, 3, 1])
+        y = s.add("MatMul", y, s.filters(channels, 5, fan_in=channels))
+        return [s.add("Reshape", y, s.ints(1, -1, 5))]
+    y = s.add("Flatten", s.add("GlobalAveragePool", x) if kind == "pooled" else x)
+    width, depth = s.random.randint(3, 40), s.shape(y)[1]
+    rows = s.random.randint(0, 1)
+    weight = s.filters(*((width, depth) if rows else (depth, width)), fan_in=depth)
+    y = s.add("Gemm", y, weight, s.weight(width), transB=rows)
+    if s.random.random() < 0.5:
+        y = s.add("Relu", y)
+        y = s.add("Gemm", y, s.filters(7, width, fan_in=width), s.weight(1, 7), transB=1)
+    return [y]
 
 
-@st.composite
-def models(draw: Draw) -> tuple[Builder, list[str]]:
+def sketch(random: Random) -> tuple[Sketch, list[str]]:
     """Draw a model, and the names of its outputs."""
-    rows, columns = draw(st.integers(7, 24)), draw(st.integers(7, 12))
-    b = Builder((1, draw(st.integers(1, 4)), rows, columns), seed=draw(st.integers(0, 99)))
-    x, outputs = "x", []
-    for _ in range(draw(st.integers(1, 6))):
-        if min(b.shape(x)[2:]) < 7:  # the largest window: a dilated kernel of four
-            break
-        x = draw(st.sampled_from(_STEPS))(draw, b, x)
-        if draw(st.integers(0, 5)) == 0:
+    sides = random.choice([(7, 24, 7, 12), (7, 12, 7, 24), (3, 9, 3, 9), (17, 33, 5, 9)])
+    shape = (1, random.randint(1, 5), random.randint(*sides[:2]), random.randint(*sides[2:]))
+    s = Sketch(random, shape, random.choice(_OPSETS))
+    x, outputs, earlier = "x", [], []
+    for _ in range(random.randint(1, 6)):
+        y = None
+        while y is None or s.size(y) > _LARGEST or max(s.shape(y)) > _LONGEST:
+            y = random.choice(_STEPS)(s, x)
+        x = y
+        if earlier and random.random() < 0.3:
+            other = random.choice(earlier)
+            if s.shape(other)[2:] == s.shape(x)[2:]:
+                x = s.add("Concat", x, other, axis=1)
+        earlier.append(x)
+        if random.random() < 0.15:
             outputs.append(x)
     if x == "x":
-        x = b.add("Relu", x)
-    x = _head(draw, b, x)
-    return b, list(dict.fromkeys([*outputs, x]))
+        x = s.add("Relu", x)
+    return s, list(dict.fromkeys([*outputs, *_head(s, x)]))
