@@ -69,6 +69,7 @@ class Sketch(Builder):
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True, strict_mode=True)
         for value in inferred.graph.output:
             kind = value.type.tensor_type
+            assert kind.HasField("shape"), f"the shape that {op} gives is not known"
             shape = tuple(d.dim_value for d in kind.shape.dim)
             assert all(extent > 0 for extent in shape), f"{op} gives {shape}"
             self._types[value.name] = (kind.elem_type, shape)

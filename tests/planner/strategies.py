@@ -114,7 +114,7 @@ def inception(s: Sketch, x: str) -> str:
         s.weight(1, 1, *s.shape(x)[2:]),
     ]
     chosen = s.random.sample(branches, s.random.randint(2, 3))
-    return s.add("Concat", *chosen, axis=s.random.choice([1, -3]))
+    return s.add("Concat", *chosen, axis=s.random.choice([1, -3]) if s.opset >= 11 else 1)
 
 
 def dense(s: Sketch, x: str) -> str:

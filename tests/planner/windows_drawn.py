@@ -43,7 +43,9 @@ def _window(
         d * (k - 1) for k, d in zip(kernel, window.get("dilations", (1, 1)), strict=True)
     ]
     if mode != "pads":
-        window["auto_pad"] = mode
+        # onnxruntime refuses poolings whose padding would be negative.
+        fits = all(far + 1 >= step for far, step in zip(reach, window["strides"], strict=True))
+        window["auto_pad"] = mode if wide or fits else "VALID"
         room = list(s.shape(x)[2:])
     else:
         most = [n + (1 if wide and r.random() < 0.1 else 0) for n in reach]
@@ -86,8 +88,7 @@ def conv_transpose(s: Sketch, x: str) -> str | None:
     if r.random() < 0.8:
         window["pads"] = [r.randint(0, min(far, 2)) for far in reach * 2]
     if r.random() < 0.3:
-        most = [max(a, b) - 1 for a, b in zip(strides, dilations, strict=True)]
-        window["output_padding"] = [r.randint(0, m) for m in most]
+        window["output_padding"] = [r.randint(0, step - 1) for step in strides]
     pads = window.get("pads", [0] * 4)
     sides = [
         (n - 1) * step + far + 1 - pads[a] - pads[a + 2]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 _BY_COORDINATES = 11
+_OPTIONAL_REGION = 13
 _SHIFTING = frozenset({"asymmetric", "half_pixel", "pytorch_half_pixel"})
 _PLACES = frozenset({*_SHIFTING, "align_corners"})
 _ELEMENT_TYPES = {"float16": 10, "float32": 1, "float64": 11}
@@ -221,7 +222,7 @@ def _as_resize(tile: Tile, writer: Writer, axes: dict[int, _Axis]) -> Region:
             if key not in {"axes", "keep_aspect_ratio_policy"}
         }
         by_scale = tile.node.op == "Upsample" or tile.graph.opset < _BY_COORDINATES
-        inputs = [source, *([] if by_scale else [""]), writer.constant(scales)]
+        inputs = [source, *([] if by_scale else [_region(writer)]), writer.constant(scales)]
         made = writer.node(tile.node.op, inputs, name if exact else "", **kept)
     if not exact:
         cut = [axis for axis, pair in enumerate(tile.output) if pair != produced[axis]]
@@ -229,6 +230,11 @@ def _as_resize(tile: Tile, writer: Writer, axes: dict[int, _Axis]) -> Region:
         ends = [tile.output[axis][1] - produced[axis][0] for axis in cut]
         write_slice(writer, made, starts, ends, cut, output=name)
     return tile.output
+
+
+def _region(writer: Writer) -> str:
+    """Return the input for a region to crop, which may be left out only since opset 13."""
+    return "" if writer.opset >= _OPTIONAL_REGION else writer.constant(np.zeros(0, np.float32))
 
 
 def _as_gathers(tile: Tile, writer: Writer, axes: dict[int, _Axis]) -> Region:
