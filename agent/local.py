@@ -19,11 +19,12 @@ from agent.worker import WorkerCore
 from agent.worker import events as ev
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from agent.adapters.runtime import RuntimeOptions
+    from agent.geometry import Region
     from agent.wire.program import Program
 
 MODEL = "local"
@@ -45,7 +46,7 @@ class LocalFleet:
     """Devices that serve `programs` (by device; the answering one first) in this process.
 
     `blobs` holds the segments and weights by digest. `sent_bytes` counts what the
-    devices would have published.
+    devices would have published. `observe` is told of every tensor's region that a device wrote.
 
     Raises:
         HaloMQError: if a segment cannot be loaded.
@@ -56,8 +57,10 @@ class LocalFleet:
         programs: Mapping[str, Program],
         blobs: Mapping[str, memoryview | bytes],
         options: RuntimeOptions,
+        observe: Callable[[str, Region, NDArray[Any]], None] | None = None,
     ) -> None:
         self.sent_bytes = 0
+        self._observe = observe
         self._events: deque[tuple[str, ev.Event]] = deque()
         self._outputs: dict[str, NDArray[Any]] = {}
         self._failure: str | None = None
@@ -116,6 +119,7 @@ class LocalFleet:
                 post(ev.Decoded(key, plan, self._image, 0.0))
             case ev.Run(key, plan, step, inputs):
                 arrays = loaded.run(step, inputs)
+                self._show(loaded.program, step, arrays)
                 post(ev.StepFinished(key, plan, step, arrays, 0.0, 0.0))
             case ev.SendPiece(key, plan, to, tensor, region, pieces):
                 data = gather(region, loaded.tensor(tensor).dtype, pieces).tobytes()
@@ -127,6 +131,11 @@ class LocalFleet:
                 post(ev.Concluded(key, plan, {}, None))
             case ev.PublishAnswer(answer) if answer.error is not None:
                 self._failure = answer.error.text
+
+    def _show(self, program: Program, step: int, arrays: Sequence[NDArray[Any]]) -> None:
+        if self._observe is not None:
+            for part, array in zip(program.steps[step].writes, arrays, strict=True):
+                self._observe(program.tensors[part.tensor].name, part.region, array)
 
 
 def _header(programs: Mapping[str, Program]) -> PlanHeader:

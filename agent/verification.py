@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from agent.adapters.runtime import RuntimeOptions, run_whole
+from agent.comparison import equal, relative_error
+from agent.first_difference import FirstDifference, Locator
 from agent.local import LocalFleet
 from agent.packaging import package_model
 from agent.planner import Device, compile_plan
@@ -18,7 +21,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from agent.planner import Plan
+    from agent.planner import Graph, Plan
+    from agent.planner.plan import Form, Undistributed
+
+__all__ = [
+    "FirstDifference",
+    "Verdict",
+    "Verification",
+    "equal",
+    "relative_error",
+    "run_plan",
+    "seeded_input",
+    "verify_model",
+]
 
 # Slow devices on a fast link: so that a plan is made which shares whatever can be shared.
 FLOPS_PER_S = 1e9
@@ -26,52 +41,103 @@ LINK_BYTES_PER_S = 1e9
 LINK_LATENCY_S = 2e-5
 STEP_OVERHEAD_S = 2e-5
 
+# What rounding explains, relative to the largest output.
+BOUND, HALF_BOUND = 1e-5, 2e-3
+_QUANTIZED = frozenset({"int8", "uint8"})
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a split model compares with the whole; errors relative to the largest output."""
+    """How a split model compares with the whole; errors relative to the largest output.
+
+    `bound` is the error that the precision of the model's tensors explains; `quantized` tells
+    whether it computes with integers of 8 bits, where a difference of rounding is a whole step.
+    `first_difference` is known where it was asked for and the answers differ.
+    """
 
     model: str
     devices: int
+    layout: Form
     blocks: int
     identical: bool
     max_rel_error: float
     distributed_share: float
-    undistributed: tuple[str, ...]
+    undistributed: tuple[Undistributed, ...]
+    bound: float
+    quantized: bool
+    first_difference: FirstDifference | None = None
 
 
-def verify_model(path: Path, devices: int, *, seed: int = 0) -> Verdict:
+class Verification:
+    """A model and its answer on a single device, to compare any number of plans with.
+
+    Args:
+        path: the model.
+        seed: of the random input.
+
+    Raises:
+        ModelError: if the model cannot be served.
+    """
+
+    def __init__(self, path: Path, *, seed: int = 0) -> None:
+        self._packaged = package_model(path)
+        graph = self._packaged.graph
+        self._image = seeded_input(graph.shape(graph.input), graph.tensors[graph.input].dtype, seed)
+        self._options = RuntimeOptions(threads=1)
+        outputs = run_whole(path, [self._image], self._options)
+        self._whole = dict(zip(graph.outputs, outputs, strict=True))
+
+    def verify(self, devices: int, layout: Form = "any", *, locate: bool = False) -> Verdict:
+        """Plan for `devices` equal devices in layouts of one form, run it and compare.
+
+        Args:
+            devices: how many.
+            layout: rows, columns, grid or any.
+            locate: also find the first difference, if there is one.
+        """
+        packaged, whole = self._packaged, self._whole
+        members = _members(devices)
+        replan = partial(
+            compile_plan, packaged.graph, members, model_name=packaged.package.name, form=layout
+        )
+        plan = replan()
+        split = run_plan(plan, packaged.blobs, self._image, self._options)
+        errors = {name: relative_error(whole[name], split[name]) for name in whole}
+        differing = {n: e for n, e in errors.items() if not equal(whole[n], split[n])}
+        first = None
+        if locate and differing:
+            locator = Locator(packaged, self._image, members, self._options)
+            first = locator.locate(plan, replan, differing)
+        return Verdict(
+            model=packaged.package.name,
+            devices=devices,
+            layout=layout,
+            blocks=len(plan.blocks),
+            identical=not differing,
+            max_rel_error=max(errors.values()),
+            distributed_share=round(plan.distributed_share, 4),
+            undistributed=plan.undistributed,
+            bound=bound_of(packaged.graph),
+            quantized=any(t.dtype in _QUANTIZED for t in packaged.graph.tensors.values()),
+            first_difference=first,
+        )
+
+
+def verify_model(
+    path: Path, devices: int, *, layout: Form = "any", seed: int = 0, locate: bool = False
+) -> Verdict:
     """Plan the model at `path` for `devices` equal devices and compare on a seeded input.
 
     Raises:
         ModelError: if the model cannot be served.
     """
-    packaged = package_model(path)
-    graph = packaged.graph
-    members = [
-        Device(
-            id=f"device-{number + 1}",
-            flops_per_s=FLOPS_PER_S,
-            link_bytes_per_s=LINK_BYTES_PER_S,
-            link_latency_s=LINK_LATENCY_S,
-            step_overhead_s=STEP_OVERHEAD_S,
-        )
-        for number in range(devices)
-    ]
-    plan = compile_plan(graph, members, model_name=packaged.package.name)
-    image = seeded_input(graph.shape(graph.input), graph.tensors[graph.input].dtype, seed)
-    options = RuntimeOptions(threads=1)
-    whole = dict(zip(graph.outputs, run_whole(path, [image], options), strict=True))
-    split = run_plan(plan, packaged.blobs, image, options)
-    return Verdict(
-        model=packaged.package.name,
-        devices=devices,
-        blocks=len(plan.blocks),
-        identical=all(equal(whole[name], split[name]) for name in whole),
-        max_rel_error=max(relative_error(whole[name], split[name]) for name in whole),
-        distributed_share=round(plan.distributed_share, 4),
-        undistributed=tuple(map(str, plan.undistributed)),
-    )
+    return Verification(path, seed=seed).verify(devices, layout, locate=locate)
+
+
+def bound_of(graph: Graph) -> float:
+    """Return the largest error, relative to the largest output, that rounding explains."""
+    half = any(tensor.dtype == "float16" for tensor in graph.tensors.values())
+    return HALF_BOUND if half else BOUND
 
 
 def run_plan(
@@ -98,21 +164,14 @@ def seeded_input(shape: tuple[int, ...], dtype: str, seed: int) -> NDArray[Any]:
     return random.integers(limits.min, limits.max, shape, kind, endpoint=True)
 
 
-def equal(left: NDArray[Any], right: NDArray[Any]) -> bool:
-    """Tell whether two arrays hold the same bytes."""
-    return left.shape == right.shape and left.tobytes() == right.tobytes()
-
-
-def relative_error(reference: NDArray[Any], other: NDArray[Any]) -> float:
-    """Return the largest difference, relative to the largest absolute value of `reference`."""
-    if reference.shape != other.shape:
-        return float("inf")
-    exact, near = reference.astype(np.float64), other.astype(np.float64)
-    # Equal infinities and NaN at the same place are no difference.
-    same = (exact == near) | (np.isnan(exact) & np.isnan(near))
-    difference = np.where(same, 0.0, np.abs(exact - near))
-    scale = float(np.max(np.abs(exact), initial=0.0, where=np.isfinite(exact)))
-    largest = float(np.max(difference, initial=0.0))
-    if np.isnan(largest):
-        return float("inf")
-    return largest / scale if scale > 0 else largest
+def _members(devices: int) -> list[Device]:
+    return [
+        Device(
+            id=f"device-{number + 1}",
+            flops_per_s=FLOPS_PER_S,
+            link_bytes_per_s=LINK_BYTES_PER_S,
+            link_latency_s=LINK_LATENCY_S,
+            step_overhead_s=STEP_OVERHEAD_S,
+        )
+        for number in range(devices)
+    ]

@@ -21,7 +21,7 @@ import time
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from unittest.mock import patch
 
 from rich.console import Console
@@ -30,6 +30,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from agent.demo.models import cache_folder, find_model
 from agent.packaging import package_model
 from agent.planner import Device, Plan, compile_plan, program
+from agent.planner.segments import build_segment
 from agent.verification import verify_model
 from models import zoo
 
@@ -105,9 +106,8 @@ class Planning:
         self.seconds = self.longest_segment = 0.0
         self.grown = 0
         self._patch = patch.object(program, "build_segment", self._build)
-        self._original = program.build_segment
 
-    def __enter__(self) -> Planning:
+    def __enter__(self) -> Self:
         """Begin: forget the largest memory so far."""
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         self._before = _memory(_NOW)
@@ -123,7 +123,7 @@ class Planning:
 
     def _build(self, *arguments: Any) -> Any:
         started = time.process_time()
-        segment = self._original(*arguments)
+        segment = build_segment(*arguments)
         self.longest_segment = max(self.longest_segment, time.process_time() - started)
         return segment
 
@@ -139,9 +139,7 @@ def measure_apart(name: str, folder: Path, *, small: bool = False) -> dict[str, 
     path = find(name, folder, small=small)
     command = [sys.executable, "-m", "benchmarks.coverage", "--measure", str(path)]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=LIMIT_S
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S)
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
         return {"model": name, "error": reason}

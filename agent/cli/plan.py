@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
 from agent.cli.options import Json, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from agent.planner import Block, Device, Plan
+    from agent.planner.layout import Shape
+    from agent.planner.plan import Form, Undistributed
 
-Devices = Annotated[int, typer.Option(min=1, max=64, help="How many devices.")]
+# Operators that are not shared are named one by one up to this many.
+_NAMED = 5
+
+MOST_DEVICES = 64
+Devices = Annotated[int, typer.Option(min=1, max=MOST_DEVICES, help="How many devices.")]
 
 
 def plan(
@@ -27,6 +32,9 @@ def plan(
     ] = "20",
     link_mbit: Annotated[float, typer.Option(help="Link of each device in Mbit/s.")] = 1000.0,
     latency_ms: Annotated[float, typer.Option(help="Time of a small message in ms.")] = 0.5,
+    layout: Annotated[str, typer.Option(help="How maps are shared: any, rows, columns, grid.")] = (
+        "any"
+    ),
     svg: Annotated[Path | None, typer.Option(help="Draw the plan into this SVG file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -37,9 +45,10 @@ def plan(
     from agent.packaging import package_model
     from agent.planner import compile_plan
 
-    packaged = package_model(model)
+    form = make_form(layout)
     members = make_devices(devices, gflops, link_mbit, latency_ms)
-    made = compile_plan(packaged.graph, members, model_name=packaged.package.name)
+    packaged = package_model(model)
+    made = compile_plan(packaged.graph, members, model_name=packaged.package.name, form=form)
     single = compile_plan(packaged.graph, members[:1], model_name=packaged.package.name)
     if svg is not None:
         from agent.planner.draw import draw_plan
@@ -49,6 +58,20 @@ def plan(
         print_json(_as_json(made, single))
     else:
         _print(made, single)
+
+
+def make_form(layout: str) -> Form:
+    """Return the form of layouts that the user named.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    from agent.errors import ConfigError
+    from agent.planner.plan import Form
+
+    if layout not in get_args(Form):
+        raise ConfigError(f"--layout {layout}: give any, rows, columns or grid")
+    return cast("Form", layout)
 
 
 def make_devices(count: int, gflops: str, link_mbit: float, latency_ms: float) -> list[Device]:
@@ -84,10 +107,11 @@ def _as_json(made: Plan, single: Plan) -> dict[str, object]:
         "single_device_ms": round(single.predicted_s * 1e3, 3),
         "distributed_share": round(made.distributed_share, 4),
         "halo_bytes": sum(block.halo_bytes for block in made.blocks),
-        "undistributed": [asdict(operator) for operator in made.undistributed],
+        "undistributed": undistributed_json(made.undistributed),
         "blocks": [
             {
                 "layers": list(block.layers),
+                "layout": list(shape),
                 "devices": list(block.devices),
                 "tiles": block.tiles,
                 "halo_bytes": block.halo_bytes,
@@ -95,9 +119,36 @@ def _as_json(made: Plan, single: Plan) -> dict[str, object]:
                 "exchange_ms": round(block.exchange_s * 1e3, 3),
                 "flops": block.flops,
             }
-            for block in made.blocks
+            for block, shape in zip(made.blocks, made.layouts, strict=True)
         ],
     }
+
+
+def undistributed_json(operators: Sequence[Undistributed]) -> list[dict[str, object]]:
+    """Return what one device computes for all, the dearest first."""
+    return [
+        {
+            "label": operator.label,
+            "reason": operator.reason,
+            "ms": round(operator.seconds * 1e3, 6),
+        }
+        for operator in _dearest_first(operators)
+    ]
+
+
+def undistributed_lines(operators: Sequence[Undistributed]) -> Iterator[str]:
+    """Yield what one device computes for all in words: the dearest by name, the rest together."""
+    ordered = _dearest_first(operators)
+    for operator in ordered[:_NAMED]:
+        yield f"not shared: {operator}"
+    rest = ordered[_NAMED:]
+    if rest:
+        together = sum(operator.seconds for operator in rest)
+        yield f"not shared: and {len(rest)} more, {together * 1e3:.2g} ms together"
+
+
+def _dearest_first(operators: Sequence[Undistributed]) -> list[Undistributed]:
+    return sorted(operators, key=lambda operator: -operator.seconds)
 
 
 def _print(made: Plan, single: Plan) -> None:
@@ -105,14 +156,14 @@ def _print(made: Plan, single: Plan) -> None:
     from rich.table import Table
 
     table = Table(title=f"{made.model} on {len(made.devices)} device(s)")
-    for column in ("block", "layers", "devices", "tiles", "halo kB", "exchange ms", "compute ms"):
+    for column in ("block", "layers", "layout", "tiles", "halo kB", "exchange ms", "compute ms"):
         table.add_column(column, justify="left" if column in ("layers", "tiles") else "right")
-    for block in made.blocks:
+    for block, shape in zip(made.blocks, made.layouts, strict=True):
         table.add_row(
             str(block.index),
             _layers(block.layers),
-            str(len(block.devices)),
-            " ".join(tile_text(block, device) for device in block.devices),
+            str(shape),
+            tiles_text(block, shape),
             f"{block.halo_bytes / 1e3:.0f}",
             f"{block.exchange_s * 1e3:.2f}",
             f"{block.compute_s * 1e3:.2f}",
@@ -124,22 +175,25 @@ def _print(made: Plan, single: Plan) -> None:
         f"predicted {made.predicted_s * 1e3:.1f} ms; one device {single.predicted_s * 1e3:.1f} ms "
         f"({gain:.2f}x); {made.distributed_share:.1%} of the arithmetic is shared"
     )
-    for note in made.undistributed:
-        console.print(f"not shared: {note}")
+    for line in undistributed_lines(made.undistributed):
+        console.print(line, markup=False, highlight=False)
 
 
 def _layers(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
 
 
-def tile_text(block: Block, device: str) -> str:
-    """Return a device's tile of a block's first live tensor, as the part of its split axis."""
-    tiles = block.tiles.get(device, [])
-    if not tiles:
-        return "-"
-    _, region = tiles[0]
-    others = [block.tiles[other][0][1] for other in block.devices if block.tiles.get(other)]
-    for axis, pair in enumerate(region):
-        if any(other[axis] != pair for other in others):
-            return f"{pair[0]}:{pair[1]}"
-    return "whole"
+def tiles_text(block: Block, shape: Shape) -> str:
+    """Return the tiles of a block's first live tensor: the ranges of rows x those of columns.
+
+    Where columns differ from row to row there is a line for each device instead.
+    """
+    from agent.planner.draw import drawn_axes
+
+    regions = [block.tiles[device][0][1] for device in block.devices]
+    axes = [axis for axis in drawn_axes(block, shape) if axis is not None]
+    ranges = [[f"{start}:{stop}" for start, stop in (r[a] for a in axes)] for r in regions]
+    distinct = [list(dict.fromkeys(column)) for column in zip(*ranges, strict=True)]
+    if math.prod(map(len, distinct)) != len(regions):
+        return "\n".join(" x ".join(spans) for spans in ranges)
+    return " x ".join(" ".join(spans) for spans in distinct) or "whole"

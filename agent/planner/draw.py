@@ -6,10 +6,16 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agent.geometry import Region
     from agent.planner.graph import Graph
+    from agent.planner.layout import Shape
     from agent.planner.plan import Block, Plan
 
 _COLUMN, _GAP, _LEFT, _TOP, _HEIGHT, _BOTTOM = 150, 34, 20, 64, 320, 84
+_LETTER = 7  # width
+_LAST_OF_A_MAP = 3  # axis
 _COLOURS = (
     "#4878a8", "#e07b39", "#5a9e6f", "#b5586f", "#8a6fae", "#c2a23a", "#4fa3a5", "#7f7f7f",
 )  # fmt: skip
@@ -48,8 +54,9 @@ def draw_plan(plan: Plan, graph: Graph) -> str:
 def _block(block: Block, plan: Plan, graph: Graph) -> list[str]:
     left = _LEFT + block.index * (_COLUMN + _GAP)
     below = _TOP + _HEIGHT + 18
+    layout = plan.layouts[block.index]
     lines = [
-        _text(left, _TOP - 10, f"block {block.index}: {len(block.layers)} layers"),
+        _text(left, _TOP - 10, f"block {block.index}: {layout}, {len(block.layers)} layers"),
         *_tiles(block, plan, graph, left),
         _text(left, below, _shortened(block.layers[0])),
         _text(left, below + 16, f"to {_shortened(block.layers[-1])}"),
@@ -61,22 +68,56 @@ def _block(block: Block, plan: Plan, graph: Graph) -> list[str]:
     return lines
 
 
+def drawn_axes(block: Block, shape: Shape) -> tuple[int | None, int | None]:
+    """Return the axes of a block's first output that are its rows and columns, as far as known.
+
+    A map that is shared by channels, or a tensor that is no map, has its share's axis for rows and
+    nothing for columns; what is not shared has neither.
+    """
+    regions = [block.tiles[device][0][1] for device in block.devices]
+    split = [n for n, spans in enumerate(zip(*regions, strict=True)) if len(set(spans)) > 1]
+    if len(split) > 1:
+        return split[0], split[1]
+    if not split:
+        return None, None
+    axis, last = split[0], len(regions[0]) - 1
+    if last != _LAST_OF_A_MAP or axis == 1:
+        return axis, None
+    return (axis - 1, axis) if axis == last or shape.rows == 1 else (axis, axis + 1)
+
+
 def _tiles(block: Block, plan: Plan, graph: Graph, left: int) -> list[str]:
-    """Draw each device's tile of the block's first output along the axis that is split."""
+    """Draw each device's tile of the block's first output, its rows and columns to scale."""
+    axes = drawn_axes(block, plan.layouts[block.index])
     lines = []
     for device in block.devices:
         name, region = block.tiles[device][0]
-        shape = graph.shape(name)
-        shares = [(a / n, b / n) for (a, b), n in zip(region, shape, strict=True)]
-        start, stop = next((share for share in shares if share != (0.0, 1.0)), (0.0, 1.0))
-        top, height = _TOP + start * _HEIGHT, (stop - start) * _HEIGHT
-        colour = _COLOURS[plan.devices.index(device) % len(_COLOURS)]
+        (a, b), (c, d) = (_share(region, graph.shape(name), axis) for axis in axes)
+        x, width = left + c * _COLUMN, (d - c) * _COLUMN
+        y, height = _TOP + a * _HEIGHT, (b - a) * _HEIGHT
+        rank = plan.devices.index(device)
+        spans = " x ".join(f"{start}:{stop}" for start, stop in region)
         lines.append(
-            f'<rect x="{left}" y="{top:.1f}" width="{_COLUMN}" height="{height:.1f}" '
-            f'fill="{colour}" stroke="#ffffff"/>'
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+            f'fill="{_COLOURS[rank % len(_COLOURS)]}" stroke="#ffffff">'
+            f"<title>{escape(f'{device}: {name} {spans}')}</title></rect>"
         )
-        lines.append(_text(left + 8, top + height / 2 + 4, device, colour="#ffffff"))
+        label = _fitting(device, rank, width)
+        lines.append(_text(x + 4, y + height / 2 + 4, label, colour="#ffffff"))
     return lines
+
+
+def _share(region: Region, shape: Sequence[int], axis: int | None) -> tuple[float, float]:
+    """Return where a region starts and stops on an axis, as shares of its extent."""
+    if axis is None:
+        return 0.0, 1.0
+    start, stop = region[axis]
+    return start / shape[axis], stop / shape[axis]
+
+
+def _fitting(device: str, rank: int, width: float) -> str:
+    """Return a device's name, or its number where that is too wide."""
+    return device if len(device) * _LETTER + 8 <= width else str(rank + 1)
 
 
 def _text(x: float, y: float, text: str, *, size: int = 12, colour: str = "#222222") -> str:
