@@ -30,6 +30,7 @@ from agent.planner.model_file import (
     load,
     take_large_initializers,
 )
+from agent.planner.quantization import as_the_runtime_has_it
 from agent.wire.model import WeightEntry
 from agent.wire.program import BlobRef, blob_ref
 
@@ -89,6 +90,7 @@ def import_model(path: Path) -> ImportedModel:
     refusals.check_sizes(_with_shapes(model).graph, arrays)
     # Operators that onnxruntime takes apart as functions leave shape arithmetic behind.
     model = _simplified(_simplified(model))
+    as_the_runtime_has_it(model.graph)
     arrays |= take_large_initializers(model, path.parent)
     arrays = _stored_by_features(model.graph, _drop_unused(model, arrays))
     model = _with_shapes(model)
