@@ -161,7 +161,7 @@ def _check_pads(node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> N
     if any(value < 0 for value in pads):
         raise ModelError(
             f"{label(node)}: negative pads refused ({', '.join(map(str, pads))}); "
-            "crop with a Slice before it"
+            "use a Slice node instead"
         )
 
 
@@ -238,7 +238,7 @@ def check_boxes(graph: onnx.GraphProto) -> None:
         if node.op_type == "NonMaxSuppression":
             raise ModelError(
                 f"{label(node)}: the size of its output depends on the data; export the detector "
-                "without it, as far as boxes and scores (the manifest's task does the rest)"
+                'without it (with task = "detection" in the manifest, HaloMQ picks the boxes)'
             )
 
 

@@ -187,6 +187,17 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         ),
         "ConstantOfShape 'fill': 'c' takes 447.0 GiB",
     ),
+    "large constant of a computed size": (
+        lambda: model(
+            node("Sqrt", "f", to="r"),
+            helper.make_node("Cast", ["r"], ["s"], to=TensorProto.INT64),
+            node("ConstantOfShape", "s", to="c", name="fill"),
+            node("ReduceMax", "c", to="m", keepdims=0),
+            node("Add", "x", "m"),
+            tensors=(tensor("f", (1, 9, 20_000**2, 20_000**2)),),
+        ),
+        "ConstantOfShape 'fill': 'c' takes 4.5 GiB",
+    ),
     "many axes": (lambda: model(node("Relu"), shape=(1,) * 9), "'x' has 9 axes.*at most 8"),
     # The graph.
     "no nodes": (model, "no nodes"),
