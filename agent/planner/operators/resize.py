@@ -78,7 +78,8 @@ def _axes(node: Node, graph: Graph) -> dict[int, _Axis] | str:
     return {
         axis: _taps(inner[axis], outer[axis], scales[axis], settings)
         for axis in range(len(inner))
-        if inner[axis] != outer[axis]
+        # Three rows enlarged by 1.25 are three rows, but others.
+        if inner[axis] != outer[axis] or scales[axis] != 1
     }
 
 
