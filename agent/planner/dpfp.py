@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agent.errors import ModelError
+from agent.planner.blocked import blocked_tensors
 from agent.planner.cost import CostModel, Work
 from agent.planner.layers import layers_of, live_tensors
 from agent.planner.layout import Layouts, Shape
@@ -92,6 +93,7 @@ class Search:
     ) -> None:
         self.graph = graph
         self.layers: tuple[Layer, ...] = layers_of(graph)
+        self.blocked = blocked_tensors(graph)
         self.live = live_tensors(graph, self.layers)
         self.layouts = Layouts(graph, self.layers, devices, shapes)
         self._cost = CostModel(graph, self.layouts)

@@ -107,6 +107,7 @@ def compile_plan(
     cuts: Sequence[int] | None = None,
     layouts: Sequence[Shape] | int | None = None,
     form: Form = "any",
+    exact: bool = False,
 ) -> Plan:
     """Find the fastest plan and compile it to programs.
 
@@ -118,15 +119,17 @@ def compile_plan(
         layouts: forced layouts, one for each block between `cuts`; or one number of devices that
             every block uses as far as its tensors can be split; None lets the planner choose.
         form: which layouts there are: rows, columns, grids (as square as can be), or any.
+        exact: do without partial results, which are summed in another order than by one device.
 
     Raises:
         ModelError: if what is forced is impossible, or the devices' memory does not suffice.
     """
     if not devices:
         raise ModelError("a plan needs at least one device")
+    lowered = lower(graph, 1 if exact else len(devices))
     usable = sorted(devices, key=lambda device: (-device.flops_per_s, device.id))
     while True:
-        plan = _plan_within_memory(graph, usable, model_name, Allowed(cuts, layouts), form)
+        plan = _plan_within_memory(lowered, usable, model_name, Allowed(cuts, layouts), form)
         if plan is not None:
             return plan
         tightest = min(usable, key=lambda device: device.memory_limit_bytes or float("inf"))
@@ -146,9 +149,8 @@ def _plan_within_memory(
     form: Form,
 ) -> Plan | None:
     """Return the fastest plan that fits, or None: weights get dearer as long as none does."""
-    lowered = lower(graph, len(devices))
-    shapes = shapes_of_form(len(devices), form, wide=_is_wide(lowered, allowed))
-    search = Search(lowered, devices, shapes)
+    shapes = shapes_of_form(len(devices), form, wide=_is_wide(graph, allowed))
+    search = Search(graph, devices, shapes)
     limits = {device.id: device.memory_limit_bytes for device in devices}
     for price in _PRICES:
         found = search.best(replace(allowed, seconds_per_byte=price))

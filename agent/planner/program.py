@@ -142,7 +142,9 @@ class _Compiler:
         taking_part = list(zip(self.devices, numbers, strict=False))
         for device, tile in taking_part:
             reads = {name: box.region(tile) for name, box in sorted(demand.boxes.items())}
-            segment = build_segment(search.graph, walked[::-1], reads, outputs, tile)
+            segment = build_segment(
+                search.graph, walked[::-1], reads, outputs, tile, blocked=search.blocked
+            )
             block.halo_bytes += sum(self._bring(*read, device) for read in segment.reads)
             device.step(segment, self._keep(segment), number, float(seconds[tile]))
             block.tiles[device.id] = [(name, box.region(tile)) for name, box in tiles.items()]

@@ -14,6 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from agent.geometry import contains, shape_of, slices_within, whole
+from agent.planner.blocked import FOLLOWERS, identity_for
 from agent.planner.lowering import LOWERED
 from agent.planner.operators import Tile
 from agent.planner.operators.shapes import write_slice
@@ -21,7 +22,7 @@ from agent.planner.receptive_field import Demand, Field
 from agent.wire.program import WeightSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from agent.geometry import Region
     from agent.planner.graph import Graph, Node
@@ -49,6 +50,8 @@ def build_segment(
     reads: Mapping[str, Region],
     outputs: Sequence[str],
     tile: int,
+    *,
+    blocked: Collection[str] = (),
 ) -> Segment:
     """Build the graph that computes a tile of a block.
 
@@ -58,8 +61,9 @@ def build_segment(
         reads: the region of each tensor that the segment is given.
         outputs: the tensors that it gives.
         tile: which row of the boxes to build.
+        blocked: the tensors that the whole model has in onnxruntime's blocked layout.
     """
-    builder = _Builder(graph, dict(reads))
+    builder = _Builder(graph, reads, blocked)
     whole_again = _complete(computed)
     restored: set[tuple[Node, ...]] = set()
     for reading in computed:
@@ -92,8 +96,9 @@ def _complete(computed: Sequence[Reading]) -> dict[tuple[Node, ...], Reading]:
 class _Builder:
     """A segment under construction; `held` is the region of each tensor that is there so far."""
 
-    def __init__(self, graph: Graph, held: dict[str, Region]) -> None:
-        self._graph, self._held = graph, held
+    def __init__(self, graph: Graph, reads: Mapping[str, Region], blocked: Collection[str]) -> None:
+        self._graph, self._held, self._plain = graph, dict(reads), set(reads)
+        self._blocked = blocked
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self._weights: list[WeightSpec] = []
@@ -164,6 +169,7 @@ class _Builder:
                 inputs.append(self._expression(field.expressions[name], needed))
             else:
                 inputs.append(self._input(name, needed.region(0)))
+        inputs = self._in_layout(field.node, inputs)
         output = computed.region(0)
         entire = output == field.whole and all(
             region is None or region == whole(self._graph.shape(name))
@@ -176,6 +182,34 @@ class _Builder:
             tile = Tile(field.node, self._graph, operator, tuple(inputs), tuple(regions), output)
             output = operator.write(tile, self)
         self._held[field.node.outputs[0]] = output
+
+    def _in_layout(self, node: Node, inputs: list[str]) -> list[str]:
+        """Bring inputs that arrive plain into the layout that they have in the whole model."""
+        if node.domain or node.op not in FOLLOWERS:
+            return inputs
+        found = list(inputs)
+        for index, (name, source) in enumerate(zip(node.inputs, inputs, strict=True)):
+            arrives = source in self._plain or source != name
+            if name in self._blocked and arrives:
+                found[index] = self._identity(source, self._graph.shape(name)[1])
+        if node.op in {"Add", "Sum"} and found[0] != inputs[0] and len(found) == 2:  # noqa: PLR2004
+            # A sum is fused into its first convolution, which must not be the identity.
+            found.reverse()
+        return found
+
+    def _identity(self, source: str, channels: int) -> str:
+        op = identity_for(channels)
+        if not op:
+            return source
+        key = (source, ())
+        if key not in self._cut:
+            if op == "Conv":
+                ones = self.constant(np.ones((channels, 1, 1, 1), np.float32))
+                made = self.node(op, [source, ones], kernel_shape=[1, 1], group=channels)
+            else:
+                made = self.node(op, [source], kernel_shape=[1, 1])
+            self._cut[key] = made
+        return self._cut[key]
 
     def _expression(self, field: Field, needed: Boxes) -> str:
         """Add what computes a region of a constant from weights; return its name."""
