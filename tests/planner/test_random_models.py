@@ -2,70 +2,49 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
-from unittest.mock import patch
+from typing import TYPE_CHECKING
 
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+import pytest
 
-from agent.errors import ModelError
-from agent.planner import compile_plan, model_file
-from tests.planner.oracle import Builder, Fleet, compare, devices, load
-from tests.planner.strategies import models
+from agent.planner import compile_plan
+from tests.planner import soak
+from tests.planner.oracle import Builder, Fleet, devices, load
 
-TOLERANCE = 1e-5
-_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXAMPLES = 250  # for more see soak.py
+_TOGETHER = 25
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=_SLOW)
-@given(
-    model=models(),
-    rates=st.lists(st.sampled_from([1.0, 1.5, 3.0]), min_size=1, max_size=4),
-    cuts=st.lists(st.integers(1, 30), max_size=5),
-    large=st.sampled_from([16, 4096]),
-)
-def test_a_model_cut_anywhere_gives_the_same(
-    model: tuple[Builder, list[str]], rates: list[float], cuts: list[int], large: int
+@pytest.mark.parametrize("first", range(0, EXAMPLES, _TOGETHER))
+def test_a_model_split_anyhow_gives_the_same(first: int, tmp_path: Path) -> None:
+    for number in range(first, first + _TOGETHER):
+        error, split = soak.run(number, tmp_path / "model.onnx")
+        assert error <= soak.TOLERANCE, f"example {number}: {split}"
+
+
+def test_the_soak_tells_how_far_it_is_and_removes_what_is_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    builder, outputs = model
-    # Few bytes make even small kernels travel as weights.
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        patch.object(model_file, "LARGE_BYTES", large),
-    ):
-        path = builder.save(Path(folder, "model.onnx"), *outputs)
-        layers = _layers(path)
-        forced = sorted({cut for cut in cuts if cut < layers})
-        error, _, plan = compare(path, devices(*rates), cuts=forced, layouts=len(rates))
-    assert error <= TOLERANCE
-    assert set(plan.cuts) == set(forced)
+    assert soak.main(["--examples", "3", "--keep", str(tmp_path)]) == 0
+    assert "3 examples" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=_SLOW)
-@given(model=models(), counts=st.lists(st.integers(1, 4), min_size=1, max_size=4))
-def test_blocks_may_use_different_numbers_of_devices(
-    model: tuple[Builder, list[str]], counts: list[int]
+def test_the_soak_keeps_the_model_that_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    builder, outputs = model
-    with tempfile.TemporaryDirectory() as folder:
-        path = builder.save(Path(folder, "model.onnx"), *outputs)
-        layers = _layers(path)
-        counts = counts[:layers]
-        cuts = [layers * number // len(counts) for number in range(1, len(counts))]
-        try:
-            error, _, plan = compare(path, devices(4, 3, 2, 1), cuts=cuts, counts=counts)
-        except ModelError as refused:
-            assert "devices" in str(refused)  # noqa: PT017 - too few rows for so many
-            return
-    assert error <= TOLERANCE
-    assert plan.counts == tuple(counts)
+    def fail(_: int, path: Path) -> soak.Outcome:
+        path.write_bytes(b"a model")
+        return soak.Outcome(0.5, "cuts [1], layouts 2x1 1x2")
 
+    monkeypatch.setattr(soak, "run", fail)
+    assert soak.main(["--first", "7", "--examples", "1", "--keep", str(tmp_path)]) == 1
+    assert "error 0.5; cuts [1], layouts 2x1 1x2" in capsys.readouterr().out
+    assert (tmp_path / "7.onnx").read_bytes() == b"a model"
 
-def _layers(path: Path) -> int:
-    _, graph = load(path)
-    plan = compile_plan(graph, devices(1), model_name="count")
-    return sum(len(block.layers) for block in plan.blocks)
 
 
 def test_a_fleet_answers_again_and_again(tmp_path: Path) -> None:
