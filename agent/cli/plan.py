@@ -53,7 +53,7 @@ def plan(
     if svg is not None:
         from agent.planner.draw import draw_plan
 
-        svg.write_text(draw_plan(made, packaged.graph))
+        svg.write_text(draw_plan(made))
     if as_json:
         print_json(_as_json(made, single))
     else:
@@ -157,7 +157,9 @@ def _print(made: Plan, single: Plan) -> None:
 
     table = Table(title=f"{made.model} on {len(made.devices)} device(s)")
     for column in ("block", "layers", "layout", "tiles", "halo kB", "exchange ms", "compute ms"):
-        table.add_column(column, justify="left" if column in ("layers", "tiles") else "right")
+        table.add_column(
+            column, justify="left" if column in ("layers", "tiles") else "right", overflow="fold"
+        )
     for block, shape in zip(made.blocks, made.layouts, strict=True):
         table.add_row(
             str(block.index),

@@ -5,11 +5,10 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from agent.geometry import hull
 
+if TYPE_CHECKING:
     from agent.geometry import Region
-    from agent.planner.graph import Graph
     from agent.planner.layout import Shape
     from agent.planner.plan import Block, Plan
 
@@ -21,16 +20,11 @@ _COLOURS = (
 )  # fmt: skip
 
 
-def draw_plan(plan: Plan, graph: Graph) -> str:
-    """Return the plan as an SVG picture: who owns which share of each block's first output.
-
-    Args:
-        plan: the plan.
-        graph: the model that it was made for.
-    """
+def draw_plan(plan: Plan) -> str:
+    """Return the plan as an SVG picture: who owns which share of each block's first output."""
     width = 2 * _LEFT + len(plan.blocks) * (_COLUMN + _GAP)
     height = _TOP + _HEIGHT + _BOTTOM
-    body = [column for block in plan.blocks for column in _block(block, plan, graph)]
+    body = [column for block in plan.blocks for column in _block(block, plan)]
     title = (
         f"{plan.model} on {len(plan.devices)} devices: {plan.predicted_s * 1e3:.1f} ms predicted, "
         f"{plan.distributed_share:.1%} of the arithmetic shared"
@@ -51,13 +45,13 @@ def draw_plan(plan: Plan, graph: Graph) -> str:
     )
 
 
-def _block(block: Block, plan: Plan, graph: Graph) -> list[str]:
+def _block(block: Block, plan: Plan) -> list[str]:
     left = _LEFT + block.index * (_COLUMN + _GAP)
     below = _TOP + _HEIGHT + 18
     layout = plan.layouts[block.index]
     lines = [
         _text(left, _TOP - 10, f"block {block.index}: {layout}, {len(block.layers)} layers"),
-        *_tiles(block, plan, graph, left),
+        *_tiles(block, plan, left),
         _text(left, below, _shortened(block.layers[0])),
         _text(left, below + 16, f"to {_shortened(block.layers[-1])}"),
         _text(left, below + 32, f"compute {block.compute_s * 1e3:.1f} ms"),
@@ -83,16 +77,19 @@ def drawn_axes(block: Block, shape: Shape) -> tuple[int | None, int | None]:
     axis, last = split[0], len(regions[0]) - 1
     if last != _LAST_OF_A_MAP or axis == 1:
         return axis, None
-    return (axis - 1, axis) if axis == last or shape.rows == 1 else (axis, axis + 1)
+    if axis == last or shape.rows == 1:
+        return axis - 1, axis
+    return axis, (axis + 1 if regions[0][axis + 1] != (0, 1) else None)
 
 
-def _tiles(block: Block, plan: Plan, graph: Graph, left: int) -> list[str]:
+def _tiles(block: Block, plan: Plan, left: int) -> list[str]:
     """Draw each device's tile of the block's first output, its rows and columns to scale."""
     axes = drawn_axes(block, plan.layouts[block.index])
+    whole = hull(block.tiles[device][0][1] for device in block.devices)
     lines = []
     for device in block.devices:
         name, region = block.tiles[device][0]
-        (a, b), (c, d) = (_share(region, graph.shape(name), axis) for axis in axes)
+        (a, b), (c, d) = (_share(region, whole, axis) for axis in axes)
         x, width = left + c * _COLUMN, (d - c) * _COLUMN
         y, height = _TOP + a * _HEIGHT, (b - a) * _HEIGHT
         rank = plan.devices.index(device)
@@ -107,12 +104,12 @@ def _tiles(block: Block, plan: Plan, graph: Graph, left: int) -> list[str]:
     return lines
 
 
-def _share(region: Region, shape: Sequence[int], axis: int | None) -> tuple[float, float]:
-    """Return where a region starts and stops on an axis, as shares of its extent."""
+def _share(region: Region, whole: Region, axis: int | None) -> tuple[float, float]:
+    """Return where a region starts and stops on an axis, as shares of its whole extent."""
     if axis is None:
         return 0.0, 1.0
     start, stop = region[axis]
-    return start / shape[axis], stop / shape[axis]
+    return start / whole[axis][1], stop / whole[axis][1]
 
 
 def _fitting(device: str, rank: int, width: float) -> str:
