@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from agent.errors import ConfigError
 from agent.planner import Graph, ImportedModel, import_model, read_graph
 from agent.wire.manifest import (
@@ -34,8 +36,13 @@ class PackagedModel:
     manifest: Manifest
 
 
-def package_model(path: Path, name: str | None = None) -> PackagedModel:
+def package_model(path: Path, name: str | None = None, *, exact: bool = False) -> PackagedModel:
     """Read a model and the manifest beside it, and check that they fit each other.
+
+    Args:
+        path: the ONNX file.
+        name: the name to serve it under, by default the file's.
+        exact: whether it is to be split without partial sums, whatever the manifest says.
 
     Raises:
         ModelError: if the model cannot be served.
@@ -47,6 +54,8 @@ def package_model(path: Path, name: str | None = None) -> PackagedModel:
         raise ConfigError(f"model name {title!r}: use letters, digits, dot, dash and underscore")
     graph = read_graph(imported.graph, imported.weights)
     manifest = _manifest(path, graph)
+    if exact:
+        manifest = msgspec.structs.replace(manifest, exact=True)
     content = encode_manifest(manifest)
     package = ModelPackage(title, blob_ref(imported.graph), imported.weights, blob_ref(content))
     blobs: dict[str, bytes | memoryview] = {ref.digest: part for ref, part in imported.blobs()}

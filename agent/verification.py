@@ -74,13 +74,14 @@ class Verification:
     Args:
         path: the model.
         seed: of the random input.
+        exact: whether to split it without partial sums, whatever its manifest says.
 
     Raises:
         ModelError: if the model cannot be served.
     """
 
-    def __init__(self, path: Path, *, seed: int = 0) -> None:
-        self._packaged = package_model(path)
+    def __init__(self, path: Path, *, seed: int = 0, exact: bool = False) -> None:
+        self._packaged = package_model(path, exact=exact)
         graph = self._packaged.graph
         self._image = seeded_input(graph.shape(graph.input), graph.tensors[graph.input].dtype, seed)
         self._options = RuntimeOptions(threads=1)
@@ -98,7 +99,12 @@ class Verification:
         packaged, whole = self._packaged, self._whole
         members = _members(devices)
         replan = partial(
-            compile_plan, packaged.graph, members, model_name=packaged.package.name, form=layout
+            compile_plan,
+            packaged.graph,
+            members,
+            model_name=packaged.package.name,
+            form=layout,
+            exact=packaged.manifest.exact,
         )
         plan = replan()
         split = run_plan(plan, packaged.blobs, self._image, self._options)

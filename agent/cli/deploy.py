@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli.options import Json, configured, print_json
+from agent.cli.options import Exact, Json, configured, print_json
 from agent.config import Config
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def deploy(
     model: Annotated[Path, typer.Argument(help="The ONNX file; its manifest is beside it.")],
     name: Annotated[str | None, typer.Option(help="Name to serve it under.")] = None,
+    exact: Exact = False,
     as_json: Json = False,
     *,
     config: Config,
@@ -37,7 +38,7 @@ def deploy(
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"reading {model.name}", total=1.0)
-        packaged = package_model(model, name)
+        packaged = package_model(model, name, exact=exact)
         with Client(config=config) as client:
             header = client.deploy(
                 packaged.package,

@@ -17,6 +17,9 @@ from agent.errors import HaloMQError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+Exact = Annotated[
+    bool, typer.Option("--exact", help="Split without partial sums, even where that is slower.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 _CONNECTION: dict[str, tuple[Any, str, str]] = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from agent.cli.options import Json, print_json
+from agent.cli.options import Exact, Json, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +35,7 @@ def plan(
     layout: Annotated[str, typer.Option(help="How maps are shared: any, rows, columns, grid.")] = (
         "any"
     ),
+    exact: Exact = False,
     svg: Annotated[Path | None, typer.Option(help="Draw the plan into this SVG file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -47,8 +48,9 @@ def plan(
 
     form = make_form(layout)
     members = make_devices(devices, gflops, link_mbit, latency_ms)
-    packaged = package_model(model)
-    made = compile_plan(packaged.graph, members, model_name=packaged.package.name, form=form)
+    packaged = package_model(model, exact=exact)
+    name, exact = packaged.package.name, packaged.manifest.exact
+    made = compile_plan(packaged.graph, members, model_name=name, form=form, exact=exact)
     single = compile_plan(packaged.graph, members[:1], model_name=packaged.package.name)
     if svg is not None:
         from agent.planner.draw import draw_plan

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli.options import Json, print_json
+from agent.cli.options import Exact, Json, print_json
 from agent.cli.plan import MOST_DEVICES, make_form, undistributed_json, undistributed_lines
 from agent.errors import ConfigError, ModelError
 
@@ -34,6 +34,7 @@ def verify(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random input.")] = 0,
+    exact: Exact = False,
     as_json: Json = False,
 ) -> None:
     """Check that a model gives the same answer when it is split; needs no broker.
@@ -47,7 +48,7 @@ def verify(
     counts = _counts(devices)
     forms = [make_form(name) for name in layout.split(",")]
     try:
-        verification = Verification(model, seed=seed)
+        verification = Verification(model, seed=seed, exact=exact)
         verdicts = [verification.verify(c, f, locate=True) for c in counts for f in forms]
     except (ModelError, ConfigError) as error:
         if as_json:

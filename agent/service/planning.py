@@ -45,7 +45,8 @@ def compute_plan(
         check_fits(manifest, graph.shape(graph.input), outputs, dtypes)
     except (WireError, ConfigError) as error:
         raise ModelError(f"the manifest does not fit: {error}") from error
-    plan = compile_plan(graph, [planner_device(m) for m in members], model_name=package.name)
+    devices = [planner_device(member) for member in members]
+    plan = compile_plan(graph, devices, model_name=package.name, exact=manifest.exact)
     for digest, content in plan.segments.items():
         store.put(digest, content)
     programs = {}

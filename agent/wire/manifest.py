@@ -3,6 +3,7 @@
 People write it as TOML beside the model (MODEL.onnx has MODEL.toml); it travels as JSON:
 
     task = "heatmap"                     # "classification", "segmentation", "detection", "tensor"
+    exact = false                        # true: no partial sums (docs/exactness.md)
     labels = ["background", "scratch"]   # in the order of the model's classes
 
     [input]
@@ -127,9 +128,13 @@ class OutputManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model is for; without `labels`, classes are called by their number."""
+    """What a model is for; without `labels`, classes are called by their number.
+
+    `exact` has it split only where sums are added in one device's order, which may be slower.
+    """
 
     task: Task
+    exact: bool = False
     labels: Labels = ()
     input: InputManifest = InputManifest()
     output: OutputManifest = OutputManifest()

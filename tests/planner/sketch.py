@@ -52,7 +52,9 @@ class Sketch(Builder):
     def several(self, op: str, count: int, *inputs: str, **attributes: Any) -> list[str]:
         """Add a node of `count` outputs."""
         names = [f"t{len(self.nodes)}" + (f".{n}" if n else "") for n in range(count)]
-        node = helper.make_node(op, list(inputs), names, name=f"{op}{len(self.nodes)}", **attributes)
+        node = helper.make_node(
+            op, list(inputs), names, name=f"{op}{len(self.nodes)}", **attributes
+        )
         known = dict.fromkeys(filter(None, inputs))
         graph = helper.make_graph(
             [node],

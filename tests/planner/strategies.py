@@ -14,7 +14,6 @@ from tests.planner import windows_drawn as windows
 from tests.planner.sketch import Sketch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from random import Random
 
 Step = "Callable[[Sketch, str], str | None]"

@@ -66,7 +66,9 @@ FLEETS = {
 def test_no_choice_of_cuts_and_layouts_is_faster(
     make: Callable[[Path], Graph], fleet: str, tmp_path: Path
 ) -> None:
-    graph = lower(make(tmp_path), len(FLEETS[fleet])) if fleet == "links between" else make(tmp_path)
+    graph = (
+        lower(make(tmp_path), len(FLEETS[fleet])) if fleet == "links between" else make(tmp_path)
+    )
     search = Search(graph, FLEETS[fleet])
     layers, tables = len(search.layers), _Tables(search)
     times = {

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from agent.planner import compile_plan
 from tests.planner import soak
 from tests.planner.oracle import Builder, Fleet, devices, load
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 EXAMPLES = 250  # for more see soak.py
 _TOGETHER = 25
@@ -44,7 +40,6 @@ def test_the_soak_keeps_the_model_that_fails(
     assert soak.main(["--first", "7", "--examples", "1", "--keep", str(tmp_path)]) == 1
     assert "error 0.5; cuts [1], layouts 2x1 1x2" in capsys.readouterr().out
     assert (tmp_path / "7.onnx").read_bytes() == b"a model"
-
 
 
 def test_a_fleet_answers_again_and_again(tmp_path: Path) -> None:

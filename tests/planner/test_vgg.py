@@ -66,12 +66,16 @@ def test_a_gemm_is_shared_by_features_and_fetched_in_part(path: Path) -> None:
 
 def test_equal_tiles_are_one_segment(path: Path) -> None:
     _, graph = load(path)
-    plan = compile_plan(graph, devices(*[1] * 4), model_name="m", cuts=[1], layouts=[Shape(4, 1), Shape(1, 1)])
+    plan = compile_plan(
+        graph, devices(*[1] * 4), model_name="m", cuts=[1], layouts=[Shape(4, 1), Shape(1, 1)]
+    )
     digests = [p.segments[p.steps[0].segment].graph.digest for p in plan.programs.values()]
     # The first and the last tile keep some padding; the two between them are the same.
     assert len(set(digests)) == 3
     assert digests[1] == digests[2]
-    again = compile_plan(graph, devices(*[1] * 4), model_name="m", cuts=[1], layouts=[Shape(4, 1), Shape(1, 1)])
+    again = compile_plan(
+        graph, devices(*[1] * 4), model_name="m", cuts=[1], layouts=[Shape(4, 1), Shape(1, 1)]
+    )
     assert again.programs == plan.programs
     assert again.segments == plan.segments
 

@@ -37,9 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize(("name", "count", "form"), _CASES)
-def test_a_published_model_is_split_rightly(
-    name: str, count: int, form: Form, folder: Any
-) -> None:
+def test_a_published_model_is_split_rightly(name: str, count: int, form: Form, folder: Any) -> None:
     path = folder / f"{name}.onnx"
     if not path.exists():
         build(name, folder, small=True)

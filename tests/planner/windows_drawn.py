@@ -41,9 +41,7 @@ def _window(
     mode = r.choice(["pads"] * 4 + ["SAME_UPPER", "SAME_LOWER", "VALID"])
     if mode == "pads" and dilations > 1:
         window["dilations"] = [r.randint(1, dilations), r.randint(1, dilations)]
-    reach = [
-        d * (k - 1) for k, d in zip(kernel, window.get("dilations", (1, 1)), strict=True)
-    ]
+    reach = [d * (k - 1) for k, d in zip(kernel, window.get("dilations", (1, 1)), strict=True)]
     if mode != "pads":
         # onnxruntime refuses poolings whose padding would be negative.
         fits = all(far + 1 >= step for far, step in zip(reach, window["strides"], strict=True))
@@ -119,7 +117,9 @@ def pool(s: Sketch, x: str) -> str | None:
     if "pads" in window and s.opset >= min(since, 18 if op == "LpPool" else 10):
         if r.random() < 0.4:
             window |= {"ceil_mode": 1, "pads": [*window["pads"][:2], 0, 0]}
-            far = [d * (k - 1) for k, d in zip(kernel, window.get("dilations", (1, 1)), strict=True)]
+            far = [
+                d * (k - 1) for k, d in zip(kernel, window.get("dilations", (1, 1)), strict=True)
+            ]
             room = [n + window["pads"][a] for a, n in enumerate(s.shape(x)[2:])]
             steps = window["strides"]
             over = [
