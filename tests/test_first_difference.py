@@ -111,7 +111,7 @@ def test_a_block_of_one_layer_is_not_divided(thin: Path) -> None:
     [
         ("resnet50_fp16", HALF_BOUND, False),
         ("mobilenet_v2_fp16", HALF_BOUND, False),
-        ("resnet50_int8", BOUND, True),
+        ("squeezenet_int8", BOUND, True),
         ("espcn", BOUND, False),
     ],
 )
