@@ -75,6 +75,8 @@ class Node:
     @property
     def label(self) -> str:
         """How messages name the node: its type, and its own name or its first output's."""
+        if self.origin:
+            return f"{self.op.lower()} step of {self.origin[0].label}"
         return f"{self.op} '{self.proto.name or self.outputs[0]}'"
 
     def ints(self, name: str, default: Sequence[int]) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from onnx import helper
 from agent.errors import ModelError
 from agent.planner import refusals
 from agent.planner.graph import read_graph
-from agent.planner.inference import infer_shapes
+from agent.planner.inference import infer_shapes, without_shape
 from agent.planner.model_file import (
     constants_to_initializers,
     inline_functions,
@@ -88,8 +88,9 @@ def import_model(path: Path) -> ImportedModel:
     refusals.check_operators(model.graph, simplified=False)
     refusals.check_input(model.graph, arrays)
     refusals.check_sizes(_with_shapes(model).graph, arrays)
-    # Operators that onnxruntime takes apart as functions leave shape arithmetic behind.
-    model = _simplified(_simplified(model))
+    if not _is_best_as_it_is(model):
+        # Operators that onnxruntime takes apart as functions leave shape arithmetic behind.
+        model = _simplified(_simplified(model))
     as_the_runtime_has_it(model.graph)
     arrays |= take_large_initializers(model, path.parent)
     arrays = _stored_by_features(model.graph, _drop_unused(model, arrays))
@@ -112,6 +113,18 @@ def _taken_apart(model: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto,
         constants_to_initializers(model.graph)
         arrays |= take_large_initializers(model, folder)
     return model, arrays
+
+
+def _is_best_as_it_is(model: onnx.ModelProto) -> bool:
+    """Tell whether a model is of 16-bit floats and needs no folding.
+
+    Simplified, it would be of 32-bit floats where a processor has no kernels for 16, and round
+    less than the model does.
+    """
+    half = onnx.TensorProto.FLOAT16
+    typed = [value.type.tensor_type.elem_type for value in model.graph.input]
+    typed += [tensor.data_type for tensor in model.graph.initializer]
+    return half in typed and not without_shape(infer_shapes(model).graph)
 
 
 def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:

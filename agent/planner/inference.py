@@ -36,13 +36,7 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     except onnx.shape_inference.InferenceError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"the model's shapes contradict each other: {reason}") from error
-    known = {v.name for v in (*inferred.graph.value_info, *inferred.graph.output) if _is_static(v)}
-    unknown = [
-        name
-        for node in inferred.graph.node
-        for name in node.output
-        if name and name not in known and not _is_output(name, inferred.graph)
-    ]
+    unknown = without_shape(inferred.graph)
     if unknown:
         found = _asked_of_the_runtime(inferred, unknown)
         names = {value.name for value in found}
@@ -50,6 +44,17 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         del inferred.graph.value_info[:]
         inferred.graph.value_info.extend([*kept, *found])
     return inferred
+
+
+def without_shape(graph: onnx.GraphProto) -> list[str]:
+    """Return the tensors that nodes write and that have no static shape."""
+    known = {v.name for v in (*graph.value_info, *graph.output) if _is_static(v)}
+    return [
+        name
+        for node in graph.node
+        for name in node.output
+        if name and name not in known and not _is_output(name, graph)
+    ]
 
 
 def _is_static(value: onnx.ValueInfoProto) -> bool:

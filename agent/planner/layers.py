@@ -55,6 +55,8 @@ class Layer:
     def label(self) -> str:
         """The nodes' types and the first one's name, for people."""
         first = self.fields[0].node
+        if first.origin:
+            return first.label
         rest = "".join(f"+{field.node.op}" for field in self.fields[1:])
         return f"{first.op}{rest} '{first.proto.name or first.outputs[0]}'"
 

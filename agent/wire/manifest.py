@@ -134,11 +134,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     task: Task
-    exact: bool = False
     labels: Labels = ()
     input: InputManifest = InputManifest()
     output: OutputManifest = OutputManifest()
     detection: DetectionManifest | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.task == "detection" and self.detection is None:
