@@ -13,9 +13,11 @@ import pytest
 from agent.errors import ModelError
 from agent.geometry import intersect, size
 from agent.planner import Device, compile_plan, importer
+from agent.planner.cost import Work
 from agent.planner.dpfp import Allowed, Search
 from agent.planner.layout import Shape
 from agent.planner.lowering import lower
+from agent.planner.receptive_field import Demand
 from tests.planner.oracle import Builder, devices, load, vgg
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.planner import Graph, Plan
+    from agent.planner.cost import Floats
 
 
 def _chain(path: Path) -> Graph:
@@ -97,10 +100,22 @@ class _Tables:
         self._layouts = range(len(search.layouts.shapes))
         self._ends = search._cost.gather(search.graph.outputs)
         self._blocks = {
-            (start, stop): (exchange, compute)
+            (start, stop): block
             for stop in range(1, len(search.layers) + 1)
-            for start, exchange, compute, _ in search._blocks(stop, set(range(stop)))
+            for start, block in self._before(stop)
         }
+
+    def _before(self, stop: int) -> Iterator[tuple[int, tuple[Floats, Floats]]]:
+        """Every block that ends at `stop`: the layers before it, its exchange and arithmetic."""
+        search, cost = self._search, self._search._cost
+        shared = [name for name in search.live[stop] if name != search.graph.input]
+        tiles = {name: search.layouts.tiles(name) for name in shared}
+        demand, work = Demand(search.graph, tiles), Work.none(len(search.layouts.layout))
+        for start in range(stop - 1, -1, -1):
+            work.add(search.layers[start], demand, search.graph)
+            borders = search._bytes(tiles) + search._bytes(demand.boxes)
+            compute = cost.largest(cost.compute(work, borders))
+            yield start, (cost.exchange(demand.boxes, tiles), compute)
 
     def every(self, cuts: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], float]]:
         """Every choice of layouts that fit between these cuts, with its seconds."""
