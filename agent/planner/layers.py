@@ -159,14 +159,20 @@ def _read_in(name: str, nodes: set[int], graph: Graph) -> bool:
 
 
 def _fuses_behind(node: Node, graph: Graph) -> Node | None:
-    """Return the producer that `node` is fused with, the last one where there are several."""
+    """Return the producer that `node` is fused with.
+
+    Of several, a sum is fused into the one that it names first.
+    """
     found = None
     for name in node.inputs:
         producer = graph.producers.get(name)
         if producer is None or _only_reader(producer, graph) is not node:
             continue
-        if _pair(producer, node, graph) and (found is None or producer.index > found.index):
-            found = producer
+        if _pair(producer, node, graph):
+            if node.op in _SUMS:
+                return producer
+            if found is None or producer.index > found.index:
+                found = producer
     return found
 
 

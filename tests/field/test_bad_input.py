@@ -213,7 +213,7 @@ def nonsense(chance: random.Random) -> list[bytes]:
 
 
 def test_garbage_on_every_topic_harms_nobody(home: Field, vgg: Reference) -> None:
-    chance = random.Random(1)  # noqa: S311 - the same damage in every run
+    chance = random.Random(1)
     with home.mqtt() as sender:
         for topic, valid in messages(home, vgg).items():
             for payload in [*valid, *nonsense(chance)]:
@@ -238,7 +238,7 @@ def test_garbage_on_every_topic_harms_nobody(home: Field, vgg: Reference) -> Non
 
 
 def test_damaged_requests_are_each_answered_once(home: Field, vgg: Reference) -> None:
-    chance = random.Random(2)  # noqa: S311 - the same
+    chance = random.Random(2)
     tensor = encode_tensor(np.zeros((4, 4, 3), np.uint8))
     payloads = [b for valid in (picture(1), tensor) for b in damaged(valid, chance)]
     payloads += nonsense(chance)

@@ -55,7 +55,7 @@ def run(number: int, path: Path) -> Outcome:
     Raises:
         Exception: whatever is wrong, except with the answers.
     """
-    random = Random(number)  # noqa: S311 - an example is its number
+    random = Random(number)
     builder, outputs = sketch(random)
     builder.save(path, *outputs)
     fleet = devices(*(random.choice(_RATES) for _ in range(random.randint(1, 6))))

@@ -205,7 +205,7 @@ def flattened(s: Sketch, x: str) -> str | None:
 
 def rearrange(s: Sketch, x: str) -> str | None:
     """Everything that moves elements and computes nothing."""
-    _, channels, rows, columns = shape = s.shape(x)
+    _, _channels, _rows, _columns = shape = s.shape(x)
     kind = s.random.choice(
         ["split", "slice", "pick", "expand", "tile", "squeeze", "turned", "mirror"]
     )
@@ -324,7 +324,8 @@ def sketch(random: Random) -> tuple[Sketch, list[str]]:
     sides = random.choice([(7, 24, 7, 12), (7, 12, 7, 24), (3, 9, 3, 9), (17, 33, 5, 9)])
     shape = (1, random.randint(1, 5), random.randint(*sides[:2]), random.randint(*sides[2:]))
     s = Sketch(random, shape, random.choice(_OPSETS))
-    x, outputs, earlier = "x", [], []
+    x, outputs = "x", []
+    earlier: list[str] = []
     for _ in range(random.randint(1, 6)):
         y = None
         while y is None or s.size(y) > _LARGEST or max(s.shape(y)) > _LONGEST:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from agent.planner import compile_plan
 from tests.planner import soak
 from tests.planner.oracle import Builder, Fleet, devices, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 EXAMPLES = 250  # for more see soak.py
 _TOGETHER = 25

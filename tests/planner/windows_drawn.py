@@ -114,20 +114,18 @@ def pool(s: Sketch, x: str) -> str | None:
     if op == "AveragePool":
         window["count_include_pad"] = r.randint(0, 1)
     # What rounds up to a window in the padding is refused at import.
-    if "pads" in window and s.opset >= min(since, 18 if op == "LpPool" else 10):
-        if r.random() < 0.4:
-            window |= {"ceil_mode": 1, "pads": [*window["pads"][:2], 0, 0]}
-            far = [
-                d * (k - 1) for k, d in zip(kernel, window.get("dilations", (1, 1)), strict=True)
-            ]
-            room = [n + window["pads"][a] for a, n in enumerate(s.shape(x)[2:])]
-            steps = window["strides"]
-            over = [
-                -(-(have - reach - 1) // step) * step >= have
-                for have, reach, step in zip(room, far, steps, strict=True)
-            ]
-            if any(over) or any(have <= reach for have, reach in zip(room, far, strict=True)):
-                return None
+    can_round = "pads" in window and s.opset >= min(since, 18 if op == "LpPool" else 10)
+    if can_round and r.random() < 0.4:
+        window |= {"ceil_mode": 1, "pads": [*window["pads"][:2], 0, 0]}
+        far = [d * (k - 1) for k, d in zip(kernel, window.get("dilations", (1, 1)), strict=True)]
+        room = [n + window["pads"][a] for a, n in enumerate(s.shape(x)[2:])]
+        steps = window["strides"]
+        over = [
+            -(-(have - reach - 1) // step) * step >= have
+            for have, reach, step in zip(room, far, steps, strict=True)
+        ]
+        if any(over) or any(have <= reach for have, reach in zip(room, far, strict=True)):
+            return None
     y = s.add(op, x, kernel_shape=list(kernel), **window)
     if op == "LpPool":
         return s.add("Mul", y, s.floats(1 / (kernel[0] * kernel[1])))

@@ -304,7 +304,7 @@ def test_a_new_connection_listens_and_asks_again() -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_blobs_come_over_a_link_that_loses_and_doubles_chunks(seed: int) -> None:
-    chance = random.Random(seed)  # noqa: S311 - a schedule, not a secret
+    chance = random.Random(seed)
     sizes = {digest_of(f"{seed}/{n}"): chance.randint(0, 70) for n in range(12)}
     fetcher, now, stored = Fetcher("reader"), 0.0, list[str]()
     effects: Effects = fetcher.fetch("t", sizes, "holder", now)

@@ -49,7 +49,7 @@ class Fleet:
     """Workers, a broker and a coordinator that prepares plans and announces them."""
 
     def __init__(self, seed: int, rows: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311 - a schedule, not a secret
+        self.random = random.Random(seed)
         self.rows = rows
         self.cores = {device: WorkerCore(device, f"life-of-{device}") for device in DEVICES}
         self.up: dict[str, deque[Callable[[], None]]] = {s: deque() for s in (*DEVICES, "else")}

@@ -86,11 +86,25 @@ def pool(node: Node, graph: Graph) -> Operator:
         node.attributes.get("count_include_pad", 0) or max(node.ints("dilations", (1,))) > 1
     ):
         return everything(node, graph, "rounds up over counted or dilated padding")
+    if _meets_ties(node, graph, kernel):
+        return everything(node, graph, "rounds halves of integers differently in tiles")
     windows = _windows(node, graph, kernel)
     if windows is None:
         return everything(node, graph, _WIDE_PADS)
     maps = ((same(0), same(1), *windows), *parameters(node, graph))
     return Operator(maps, flops=float(prod(kernel)), write=_with_pads)
+
+
+def _meets_ties(node: Node, graph: Graph, kernel: Sequence[int]) -> bool:
+    """Tell whether averages of integers may lie halfway between two of them.
+
+    onnxruntime rounds these up or down according to where an element lies in a row.
+    """
+    producer = graph.producers.get(node.inputs[0])
+    quantized = node.op == "QLinearAveragePool" or (
+        node.op == "AveragePool" and producer is not None and producer.op == "DequantizeLinear"
+    )
+    return quantized and prod(kernel) % 2 == 0
 
 
 def _windows(node: Node, graph: Graph, kernel: Sequence[int]) -> Maps | None:
