@@ -6,7 +6,8 @@ returns None, and another is drawn. Values stay near 1, so that an error is an e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from tests.planner.sketch import Sketch
 if TYPE_CHECKING:
     from random import Random
 
-Step = "Callable[[Sketch, str], str | None]"
+Step = Callable[[Sketch, str], str | None]
 _OPSETS = (9, 10, 11, 12, 13, 14, 15, 16, 17, 17, 18, 19, 20, 21, 22)
 _ACTIVATIONS = (
     "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "Abs", "Neg", "Selu", "Softsign",
@@ -26,60 +27,80 @@ _LARGEST = 9000
 _LONGEST = 48
 
 
-def activate(s: Sketch, x: str) -> str:
+def _scalars(s: Sketch, *values: float) -> list[str]:
+    return [s.constant(np.array(value, np.float32)) for value in values]
+
+
+def _gelu(s: Sketch, x: str) -> str:
+    root, one, half = _scalars(s, 2**0.5, 1, 0.5)
+    risen = s.add("Add", s.add("Erf", s.add("Div", x, root)), one)
+    return s.add("Mul", s.add("Mul", x, risen), half)
+
+
+def _hard_swish(s: Sketch, x: str) -> str:
+    if s.opset >= 14 and s.random.random() < 0.5:
+        return s.add("HardSwish", x)
+    three, six = _scalars(s, 3, 6)
+    return s.add("Mul", x, s.add("Div", s.clip(s.add("Add", x, three), 0.0, 6.0), six))
+
+
+_OWN_ACTIVATIONS: tuple[Step, ...] = (
+    _gelu,
+    _hard_swish,
+    lambda s, x: s.add("Mul", x, s.add("Sigmoid", x)),
+    lambda s, x: s.add("Mul", x, s.add("HardSigmoid", x, alpha=1 / 6, beta=0.5)),
+    lambda s, x: s.clip(x, -0.8, 1.1),
+    lambda s, x: s.add("PRelu", x, s.positive(s.shape(x)[1], 1, 1)),
+)
+
+
+def activate(s: Sketch, x: str) -> str | None:
     """Activation functions of one node and of several."""
-    kind = s.random.choice((*_ACTIVATIONS, "silu", "gelu", "hardswish", "swish", "clip", "prelu"))
-    if kind == "silu":
-        return s.add("Mul", x, s.add("Sigmoid", x))
-    if kind == "gelu":
-        root = s.constant(np.array(2**0.5, np.float32))
-        one, half = (s.constant(np.array(value, np.float32)) for value in (1, 0.5))
-        risen = s.add("Add", s.add("Erf", s.add("Div", x, root)), one)
-        return s.add("Mul", s.add("Mul", x, risen), half)
-    if kind == "hardswish":
-        if s.opset >= 14 and s.random.random() < 0.5:
-            return s.add("HardSwish", x)
-        three, six = (s.constant(np.array(value, np.float32)) for value in (3, 6))
-        return s.add("Mul", x, s.add("Div", s.clip(s.add("Add", x, three), 0.0, 6.0), six))
-    if kind == "swish":
-        return s.add("Mul", x, s.add("HardSigmoid", x, alpha=1 / 6, beta=0.5))
-    if kind == "clip":
-        return s.clip(x, -0.8, 1.1)
-    if kind == "prelu":
-        return s.add("PRelu", x, s.positive(s.shape(x)[1], 1, 1))
-    return s.add(kind, x)
+    if s.random.random() < 0.6:
+        return s.add(s.random.choice(_ACTIVATIONS), x)
+    return s.random.choice(_OWN_ACTIVATIONS)(s, x)
 
 
-def normalize(s: Sketch, x: str) -> str | None:
-    """Normalizations; epsilons are large lest a constant map become noise."""
+def _instance(s: Sketch, x: str) -> str:
+    parameters = s.positive(s.shape(x)[1]), s.weight(s.shape(x)[1])
+    return s.add("InstanceNormalization", x, *parameters, epsilon=0.1)
+
+
+def _grouped(s: Sketch, x: str) -> str:
+    """GroupNormalization as torch writes it."""
     channels = s.shape(x)[1]
-    kind = s.random.choice(["batch", "instance", "instance", "layer", "group", "lrn", "lp"])
-    if kind == "batch":
-        return s.normalize(x)
-    if kind == "instance":
-        return s.add(
-            "InstanceNormalization", x, s.positive(channels), s.weight(channels), epsilon=0.1
-        )
-    if kind == "lrn":
-        return s.add("LRN", x, size=s.random.choice([1, 3, 5]), alpha=0.3)
-    if kind == "lp":
-        y = s.add("Add", x, s.constant(np.array(0.3, np.float32)))
-        return s.add("LpNormalization", y, axis=s.random.choice([1, -1, 2]), p=2)
-    if kind == "group":  # as torch writes it
-        groups = s.random.choice([g for g in range(1, channels + 1) if channels % g == 0])
-        flat = s.add("Reshape", x, s.ints(0, groups, -1))
-        y = s.add("InstanceNormalization", flat, s.positive(groups), s.weight(groups), epsilon=0.1)
-        y = s.add("Reshape", y, s.ints(*s.shape(x)))
-        return s.add("Add", s.add("Mul", y, s.positive(channels, 1, 1)), s.weight(channels, 1, 1))
+    groups = s.random.choice([g for g in range(1, channels + 1) if channels % g == 0])
+    y = _instance(s, s.add("Reshape", x, s.ints(0, groups, -1)))
+    y = s.add("Reshape", y, s.ints(*s.shape(x)))
+    return s.add("Add", s.add("Mul", y, s.positive(channels, 1, 1)), s.weight(channels, 1, 1))
+
+
+def _layer(s: Sketch, x: str) -> str | None:
     if s.opset < 17:
         return None
     last = s.add("Transpose", x, perm=[0, 2, 3, 1])
     axis = s.random.choice([-1, -1, 3, 1])
     shape = s.shape(last)[axis:]
-    y = s.add(
-        "LayerNormalization", last, s.positive(*shape), s.weight(*shape), axis=axis, epsilon=0.1
-    )
+    parameters = s.positive(*shape), s.weight(*shape)
+    y = s.add("LayerNormalization", last, *parameters, axis=axis, epsilon=0.1)
     return s.add("Transpose", y, perm=[0, 3, 1, 2])
+
+
+def _lp(s: Sketch, x: str) -> str:
+    y = s.add("Add", x, s.constant(np.array(0.3, np.float32)))
+    return s.add("LpNormalization", y, axis=s.random.choice([1, -1, 2]), p=2)
+
+
+_NORMALIZATIONS: tuple[Step, ...] = (
+    _instance, _instance, _grouped, _layer, _lp,
+    lambda s, x: s.normalize(x),
+    lambda s, x: s.add("LRN", x, size=s.random.choice([1, 3, 5]), alpha=0.3),
+)  # fmt: skip
+
+
+def normalize(s: Sketch, x: str) -> str | None:
+    """Normalizations; epsilons are large lest a constant map become noise."""
+    return s.random.choice(_NORMALIZATIONS)(s, x)
 
 
 def scale(s: Sketch, x: str) -> str:
@@ -203,39 +224,41 @@ def flattened(s: Sketch, x: str) -> str | None:
     return s.add("Reshape", y, s.ints(*shape))
 
 
-def rearrange(s: Sketch, x: str) -> str | None:
-    """Everything that moves elements and computes nothing."""
-    _, _channels, _rows, _columns = shape = s.shape(x)
-    kind = s.random.choice(
-        ["split", "slice", "pick", "expand", "tile", "squeeze", "turned", "mirror"]
-    )
-    if kind == "split":
-        axis = s.random.choice([1, 1, 2, 3])
-        if shape[axis] < 2:
-            return None
-        first = s.random.randint(1, shape[axis] - 1)
-        left, right = s.split(x, axis, [first, shape[axis] - first])
-        left = s.add("Relu", left)
-        return s.add("Concat", *s.random.sample([left, right], 2), axis=axis)
-    if kind == "slice":
-        return sliced(s, x)
-    if kind == "pick":
-        axis = s.random.choice([1, 1, 1, 2, 3])
-        picks = [s.random.randrange(shape[axis]) for _ in range(s.random.randint(1, shape[axis]))]
-        return s.add("Gather", x, s.ints(*picks), axis=axis)
-    if kind == "expand":
-        one = s.reduce("ReduceMean", x, (s.random.choice([1, 2, 3]),), 1)
-        return s.add("Add", s.add("Expand", one, s.ints(*shape)), x)
-    if kind == "tile":
-        if s.size(x) * 4 > _LARGEST:
-            return None
-        repeats = s.random.choice([(1, 2, 1, 1), (1, 1, 2, 1), (1, 1, 1, 3), (1, 1, 2, 2)])
-        return s.add("Tile", x, s.ints(*repeats))
-    if kind == "squeeze":
-        y = s.squeeze("Squeeze", x, (0,))
-        return s.squeeze("Unsqueeze", s.add("Tanh", y), (0,))
-    if kind == "turned":
-        return s.add("Transpose", x, perm=[0, 1, 3, 2])
+def _split(s: Sketch, x: str) -> str | None:
+    axis = s.random.choice([1, 1, 2, 3])
+    extent = s.shape(x)[axis]
+    if extent < 2:
+        return None
+    first = s.random.randint(1, extent - 1)
+    left, right = s.split(x, axis, [first, extent - first])
+    left = s.add("Relu", left)
+    return s.add("Concat", *s.random.sample([left, right], 2), axis=axis)
+
+
+def _pick(s: Sketch, x: str) -> str:
+    axis = s.random.choice([1, 1, 1, 2, 3])
+    extent = s.shape(x)[axis]
+    picks = [s.random.randrange(extent) for _ in range(s.random.randint(1, extent))]
+    return s.add("Gather", x, s.ints(*picks), axis=axis)
+
+
+def _expand(s: Sketch, x: str) -> str:
+    one = s.reduce("ReduceMean", x, (s.random.choice([1, 2, 3]),), 1)
+    return s.add("Add", s.add("Expand", one, s.ints(*s.shape(x))), x)
+
+
+def _tile(s: Sketch, x: str) -> str | None:
+    if s.size(x) * 4 > _LARGEST:
+        return None
+    repeats = s.random.choice([(1, 2, 1, 1), (1, 1, 2, 1), (1, 1, 1, 3), (1, 1, 2, 2)])
+    return s.add("Tile", x, s.ints(*repeats))
+
+
+def _squeeze(s: Sketch, x: str) -> str:
+    return s.squeeze("Unsqueeze", s.add("Tanh", s.squeeze("Squeeze", x, (0,))), (0,))
+
+
+def _mirror(s: Sketch, x: str) -> str | None:
     return s.slice(x, s.random.choice([1, 2, 3]), -1, -(2**31), -1) if s.opset >= 10 else None
 
 
@@ -252,6 +275,17 @@ def sliced(s: Sketch, x: str) -> str | None:
     elif s.random.random() < 0.3:
         end = 2**31 if end == extent else end - extent
     return s.slice(x, axis, start, end, step)
+
+
+_REARRANGEMENTS: tuple[Step, ...] = (
+    _split, _pick, _expand, _tile, _squeeze, _mirror, sliced,
+    lambda s, x: s.add("Transpose", x, perm=[0, 1, 3, 2]),
+)  # fmt: skip
+
+
+def rearrange(s: Sketch, x: str) -> str | None:
+    """Everything that moves elements and computes nothing."""
+    return s.random.choice(_REARRANGEMENTS)(s, x)
 
 
 def padded(s: Sketch, x: str) -> str:
@@ -282,7 +316,7 @@ def u_net(s: Sketch, x: str) -> str | None:
     return s.add("Concat", x, up, axis=1)
 
 
-_STEPS: tuple[Any, ...] = (
+_STEPS: tuple[Step, ...] = (
     windows.conv, windows.conv, windows.conv, windows.conv_transpose, windows.pool, windows.pool,
     windows.resize, windows.resize, windows.blocks, activate, activate, normalize, scale,
     residual, inception, dense, spatial_concat, gate, gate, shuffle, flattened, rearrange,
@@ -324,7 +358,8 @@ def sketch(random: Random) -> tuple[Sketch, list[str]]:
     sides = random.choice([(7, 24, 7, 12), (7, 12, 7, 24), (3, 9, 3, 9), (17, 33, 5, 9)])
     shape = (1, random.randint(1, 5), random.randint(*sides[:2]), random.randint(*sides[2:]))
     s = Sketch(random, shape, random.choice(_OPSETS))
-    x, outputs = "x", []
+    x = "x"
+    outputs: list[str] = []
     earlier: list[str] = []
     for _ in range(random.randint(1, 6)):
         y = None

@@ -84,7 +84,8 @@ def test_no_choice_of_cuts_and_layouts_is_faster(
     assert found is not None
     assert len(times) > 50
     assert found[1] == pytest.approx(min(times.values()), rel=1e-12)
-    for cuts, layouts in Random(0).sample(sorted(times), 40):
+    some = Random(0).sample(sorted(times), 40)
+    for cuts, layouts in some:
         shapes = [search.layouts.shapes[n] for n in layouts]
         forced = search.best(Allowed(cuts, shapes))
         assert forced is not None

@@ -113,23 +113,27 @@ def pool(s: Sketch, x: str) -> str | None:
         return None
     if op == "AveragePool":
         window["count_include_pad"] = r.randint(0, 1)
-    # What rounds up to a window in the padding is refused at import.
-    can_round = "pads" in window and s.opset >= min(since, 18 if op == "LpPool" else 10)
-    if can_round and r.random() < 0.4:
+    rounds = s.opset >= (18 if op == "LpPool" else 10) and "pads" in window
+    if rounds and r.random() < 0.4:
         window |= {"ceil_mode": 1, "pads": [*window["pads"][:2], 0, 0]}
-        far = [d * (k - 1) for k, d in zip(kernel, window.get("dilations", (1, 1)), strict=True)]
-        room = [n + window["pads"][a] for a, n in enumerate(s.shape(x)[2:])]
-        steps = window["strides"]
-        over = [
-            -(-(have - reach - 1) // step) * step >= have
-            for have, reach, step in zip(room, far, steps, strict=True)
-        ]
-        if any(over) or any(have <= reach for have, reach in zip(room, far, strict=True)):
+        if _ends_in_padding(s, x, kernel, window):
             return None
     y = s.add(op, x, kernel_shape=list(kernel), **window)
     if op == "LpPool":
         return s.add("Mul", y, s.floats(1 / (kernel[0] * kernel[1])))
     return y
+
+
+def _ends_in_padding(s: Sketch, x: str, kernel: tuple[int, int], window: dict[str, Any]) -> bool:
+    """Tell whether a window lies in the padding or beyond, which is refused at import."""
+    dilations = window.get("dilations", (1, 1))
+    for axis, extent in enumerate(s.shape(x)[2:]):
+        room = extent + window["pads"][axis]
+        left = room - dilations[axis] * (kernel[axis] - 1) - 1
+        step = window["strides"][axis]
+        if left < 0 or -(-left // step) * step >= room:
+            return True
+    return False
 
 
 def resize(s: Sketch, x: str) -> str | None:
@@ -154,8 +158,11 @@ def resize(s: Sketch, x: str) -> str | None:
     attributes["coordinate_transformation_mode"] = r.choice(_PLACES)
     if attributes["mode"] == "nearest":
         attributes["nearest_mode"] = r.choice(_NEAREST)
-    if attributes["mode"] == "cubic" and r.random() < 0.5:
-        attributes["cubic_coeff_a"] = -0.5
+    if attributes["mode"] == "cubic":
+        # onnxruntime takes a map of one column for channels.
+        if min(*sizes, *shape[2:]) < 2:
+            return None
+        attributes["cubic_coeff_a"] = r.choice([-0.75, -0.5])
     if r.random() < 0.5:
         return s.resize(x, sizes=(*shape[:2], *sizes), **attributes)
     return s.resize(x, scales=(1.0, 1.0, *scales), **attributes)
