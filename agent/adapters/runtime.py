@@ -103,6 +103,9 @@ def _settings(options: RuntimeOptions) -> Any:
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.log_severity_level = _FATAL_ONLY
     settings.inter_op_num_threads = 1
+    # Otherwise a product with a dequantized weight rounds its other factor to 8 bits, and only in
+    # graphs where onnxruntime does not fold the weight first.
+    settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     settings.intra_op_num_threads = options.threads
     if options.threads != 1:
         # Threads that wait by spinning take the core from the network while halos travel.
