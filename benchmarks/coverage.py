@@ -121,9 +121,9 @@ class Planning:
         self._patch.stop()
         self.grown = _memory(_PEAK) - self._before
 
-    def _build(self, *arguments: Any) -> Any:
+    def _build(self, *arguments: Any, **named: Any) -> Any:
         started = time.process_time()
-        segment = build_segment(*arguments)
+        segment = build_segment(*arguments, **named)
         self.longest_segment = max(self.longest_segment, time.process_time() - started)
         return segment
 

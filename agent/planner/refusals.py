@@ -13,13 +13,14 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from agent.errors import ModelError
 from agent.planner.graph import tensor_of
 from agent.planner.model_file import label, one_line
+from agent.planner.operators.resize import disputed_axis
 from agent.planner.windows import drops_last_window
 from agent.wire.tensors import MAX_RANK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from agent.planner.graph import Graph
+    from agent.planner.graph import Graph, Node
     from agent.planner.model_file import Array
 
 _OLDEST_OPSET = 9
@@ -253,6 +254,8 @@ def check_windows(graph: Graph) -> None:
                     f"{node.label} reads {shape[1]} channels of '{node.inputs[0]}', and its kernel "
                     f"{kernel} in {group} group(s) does not fit them; export the model again"
                 )
+        if node.op in {"Resize", "Upsample"} and not node.domain:
+            _check_resize(node, graph)
         if node.op not in {"AveragePool", "LpPool", "MaxPool"}:
             continue
         inner, outer = (
@@ -263,6 +266,16 @@ def check_windows(graph: Graph) -> None:
                 f"{node.label} rounds up (ceil_mode) to a window that lies in the padding, which "
                 "onnxruntime drops and the model's shapes count; export it with ceil_mode 0"
             )
+
+
+def _check_resize(node: Node, graph: Graph) -> None:
+    axis = disputed_axis(node, graph)
+    if axis is not None:
+        raise ModelError(
+            f"{node.label} scales axis {axis} to {graph.shape(node.outputs[0])[axis]} elements by "
+            "the model's shapes, and to another number by onnxruntime's arithmetic; export it with "
+            "sizes instead of scales"
+        )
 
 
 def runtime_reason(error: Exception, nodes: Sequence[onnx.NodeProto]) -> str:

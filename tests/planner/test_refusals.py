@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from agent.errors import ModelError
 from agent.planner import import_model
 from tests.field.support import halomq
+from tests.planner.oracle import Builder
 from tests.planner.small import calling, changed, conv, function, kernel, model, node, tensor
 
 if TYPE_CHECKING:
@@ -282,3 +283,12 @@ def test_a_model_that_cannot_be_served_is_refused(name: str, tmp_path: Path) -> 
     assert "\n" not in str(refused.value)
     for command in ("plan", "verify", "deploy"):
         halomq(command, path).check_refused(3, str(refused.value))
+
+
+def test_a_resize_whose_size_is_disputed_is_refused(tmp_path: Path) -> None:
+    b = Builder((1, 2, 10, 8), opset=13)
+    scales = b.constant(np.array([1, 1, 2.3, 2], np.float32))
+    y = b.add("Resize", "x", "", scales, mode="nearest")
+    path = b.save(tmp_path / "m.onnx", y)
+    with pytest.raises(ModelError, match=r"Resize0' scales axis 2 to 22 .*export it with sizes"):
+        import_model(path)

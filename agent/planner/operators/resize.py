@@ -116,6 +116,20 @@ def _scales(node: Node, graph: Graph) -> list[float] | None:
     return [b / a for a, b in zip(inner, outer, strict=True)]
 
 
+def disputed_axis(node: Node, graph: Graph) -> int | None:
+    """Return an axis of which onnxruntime gives another number of elements than was inferred.
+
+    It multiplies by the scale in float32, and shape inference in float64.
+    """
+    inner, outer = graph.shape(node.inputs[0]), graph.shape(node.outputs[0])
+    for axis, scale in enumerate(_scales(node, graph) or ()):
+        # Scales that were worked out from the two sizes cannot contradict them.
+        given = np.float32(scale) != np.float32(outer[axis] / inner[axis])
+        if given and int(np.float32(inner[axis]) * np.float32(scale)) != outer[axis]:
+            return axis
+    return None
+
+
 def _taps(inner: int, outer: int, scale: float, settings: _Settings) -> _Axis:
     """Work out the taps and weights of every position of one axis."""
     position = _positions(inner, outer, scale, settings.place)
