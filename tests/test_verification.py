@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from agent.adapters.runtime import RuntimeOptions, run_whole
+from agent.packaging import package_model
 from agent.planner import Device, compile_plan, import_model, read_graph
 from agent.planner.layout import Shape
 from agent.verification import (
+    Verification,
     equal,
     relative_error,
     run_plan,
@@ -18,6 +20,7 @@ from agent.verification import (
     verify_model,
 )
 from models.vgg16 import build
+from tests.planner.oracle import Builder, devices
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,3 +69,18 @@ def test_inputs_are_the_same_for_the_same_seed(dtype: str) -> None:
     first = seeded_input((2, 5), dtype, 3)
     assert first.dtype == np.dtype(dtype)
     assert equal(first, seeded_input((2, 5), dtype, 3))
+
+
+def test_exact_splits_without_partial_sums(tmp_path: Path) -> None:
+    b = Builder((1, 8, 24, 24))
+    x = b.conv("x", 16, pads=[1] * 4)
+    gate = b.add("Sigmoid", b.conv(b.add("GlobalAveragePool", x), 16, 1))
+    path = b.save(tmp_path / "m.onnx", b.conv(b.add("Mul", x, gate), 16, pads=[1] * 4))
+    labels = {}
+    for exact in (False, True):
+        graph = package_model(path, exact=exact).graph
+        plan = compile_plan(graph, devices(1, 1), model_name="m", layouts=2, exact=exact)
+        labels[exact] = " ".join(label for block in plan.blocks for label in block.layers)
+    assert "step of GlobalAveragePool" in labels[False]
+    assert "step of" not in labels[True]
+    assert Verification(path, exact=True).verify(4).identical
