@@ -1,7 +1,8 @@
 """Lowering: operators that would need the whole map, taken apart so that they can be split.
 
-- A reduction of the axes that are split (GlobalAveragePool in the middle of a network, ReduceMean
-  over space) becomes `Partial` and `Combined` steps: see `agent/planner/operators/reductions.py`.
+- A reduction of the axes that are split (GlobalAveragePool of a squeeze-and-excitation, ReduceMean
+  over space) becomes `Partial` and `Combined` steps: `agent/planner/operators/reductions.py`. Not
+  so at the end of a network: there the map is small, and gathering it keeps every bit.
 - InstanceNormalization and GroupNormalization become two such reductions and elementwise steps.
 - Split becomes Slices, which have one output each.
 
@@ -182,6 +183,9 @@ def _reduction(lowering: _Lowering, node: Node) -> bool:
     axes = reduced_axes(node, graph)
     if axes is None or not lowering.reduces_what_is_split(value, axes):
         return False
+    if not _joins_others(output, graph):
+        # At the end of a network gathering the small map costs little, and keeps every bit.
+        return False
     kept = [1 if a in axes else n for a, n in enumerate(graph.shape(value))]
     if tuple(kept) == graph.shape(output):
         lowering.reduce(value, axes, node.op, output, (node,))
@@ -189,6 +193,17 @@ def _reduction(lowering: _Lowering, node: Node) -> bool:
     reduced = lowering.reduce(value, axes, node.op, f"{output}.kept", (node,))
     lowering.reshape(reduced, output, None, (node,))
     return True
+
+
+def _joins_others(name: str, graph: Graph) -> bool:
+    """Tell whether what is computed from a tensor is ever joined with what is not."""
+    derived, joins = {name}, False
+    for node in graph.nodes:
+        activations = [n for n in node.inputs if n and not graph.is_constant(n)]
+        if derived.intersection(activations):
+            derived.update(node.outputs)
+            joins = joins or not derived.issuperset(activations)
+    return joins
 
 
 def _instance_normalization(lowering: _Lowering, node: Node) -> bool:

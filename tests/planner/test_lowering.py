@@ -41,7 +41,8 @@ def test_a_reduction_of_what_is_split_is_done_in_two_steps(
     s = _sketch(opset)
     kept = s.reduce(op, s.add("Tanh", "x"), _SPACE, 1)
     dropped = s.reduce(op, s.add("Sigmoid", "x"), (-1, -2), 0)
-    path = s.save(tmp_path / "m.onnx", s.add("Mul", "x", kept), dropped)
+    joined = s.add("Add", dropped, s.add("Flatten", kept, axis=1))
+    path = s.save(tmp_path / "m.onnx", s.add("Mul", "x", kept), joined)
     lowered = lower(load(path)[1], 4)
     assert _operators(lowered).count("Partial") == _operators(lowered).count("Combined") == 2
     assert op not in _operators(lowered)
@@ -68,12 +69,19 @@ def test_an_operator_that_is_put_together_may_give_some_channels_only(tmp_path: 
     """The whole of a pooling is in a block, but each device has a share of its channels."""
     s = _sketch()
     pooled = s.add("GlobalAveragePool", s.add("Tanh", "x"))
-    path = s.save(tmp_path / "m.onnx", s.add("Sigmoid", pooled))
+    gate = s.add("Sigmoid", pooled)
+    path = s.save(tmp_path / "m.onnx", gate, s.add("Mul", "x", gate))
     for shape in (Shape(3, 1), Shape(1, 2), Shape(2, 2)):
         for cuts in ([], [1], [1, 2]):
             layouts = [Shape(2, 1)] * len(cuts) + [shape]
             error, _, _ = compare(path, devices(2, 1, 1, 1), cuts=cuts, layouts=layouts)
             assert error <= 1e-6
+
+
+def test_a_reduction_at_the_end_stays_as_it_is(tmp_path: Path) -> None:
+    s = _sketch()
+    path = s.save(tmp_path / "m.onnx", s.add("Sigmoid", s.add("GlobalAveragePool", "x")))
+    assert _operators(lower(load(path)[1], 4)) == ["GlobalAveragePool", "Sigmoid"]
 
 
 def test_a_reduction_over_channels_stays_as_it_is(tmp_path: Path) -> None:
