@@ -69,7 +69,7 @@ def test_shares_by_channels_are_drawn_flat(tmp_path: Path) -> None:
 
 
 def test_steps_of_an_operator_that_was_taken_apart_are_drawn(tmp_path: Path) -> None:
-    _, graph = load(build("mobilenet_v2", tmp_path, small=True))
+    _, graph = load(build("mobilenet_v3", tmp_path, small=True))
     layers = sum(len(b.layers) for b in compile_plan(graph, devices(1), model_name="m").blocks)
     cuts = list(range(1, layers))
     plan = compile_plan(graph, devices(1, 1), model_name="m", cuts=cuts, layouts=2)

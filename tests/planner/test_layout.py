@@ -114,7 +114,7 @@ def test_a_tensor_of_one_axis_is_shared_along_it_by_every_layout(tmp_path: Path)
 def test_slots_of_partial_results_follow_the_tiles_that_they_are_made_of(tmp_path: Path) -> None:
     b = Builder((1, 3, 12, 8))
     pooled = b.add("GlobalAveragePool", b.add("Relu", "x"))
-    _, graph = load(b.save(tmp_path / "m.onnx", pooled))
+    _, graph = load(b.save(tmp_path / "m.onnx", b.add("Mul", "x", pooled)))
     lowered = lower(graph, 4)
     layouts = Layouts(lowered, layers_of(lowered), devices(4, 2, 1, 1))
     slots = next(node.outputs[0] for node in lowered.nodes if node.op == "Partial")
