@@ -20,6 +20,8 @@ from agent.wire.tensors import TensorMessage, pack, unpack
 CHUNK_BYTES = 512 * 1024
 # What broker_config/ allows: a request of 8 MiB and what is around it.
 MAX_PACKET_BYTES = (8 << 20) + (64 << 10)
+# How many sends, and how many receives, a trace tells one by one.
+MAX_TRANSFERS = 512
 
 DeviceId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 RequestId = DeviceId
@@ -254,10 +256,31 @@ class StepTrace(Struct, frozen=True):
     start_ms: float
     end_ms: float
     predicted_ms: float = 0.0
+    predicted_start_ms: float = 0.0
+
+
+class TransferTrace(Struct, frozen=True):
+    """A send, when it was handed to the connection, or a receive, when it arrived.
+
+    Times are in milliseconds since the request arrived. `peer` is whom a send went to; a receive
+    knows none. Transfers that are told together have the hull of their regions, and the times of
+    the first and the last.
+    """
+
+    tensor: Text
+    region: Box
+    start_ms: float
+    end_ms: float
+    nbytes: Extent
+    peer: Text = ""
 
 
 class Trace(Struct, frozen=True):
-    """What one device did for one request."""
+    """What one device did for one request, in milliseconds since it arrived there.
+
+    `total_ms` is when the device was done, or had all outputs; the answering device then made the
+    answer for `answer_ms`.
+    """
 
     device: DeviceId
     request: RequestId
@@ -269,6 +292,10 @@ class Trace(Struct, frozen=True):
     total_ms: float
     bytes_sent: int
     bytes_received: int
+    decode_start_ms: float = 0.0
+    answer_ms: float = 0.0
+    sends: tuple[TransferTrace, ...] = ()
+    receives: tuple[TransferTrace, ...] = ()
 
 
 def fingerprint(payload: bytes) -> str:

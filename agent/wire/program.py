@@ -70,7 +70,8 @@ class Step(Struct, frozen=True):
     """Run `segment` once every part in `reads` is here.
 
     The segment's i-th graph input is exactly the region `reads[i]`, its i-th output `writes[i]`.
-    `block` numbers the plan's block, for reports; `predicted_s` is the planner's estimate.
+    `block` numbers the plan's block, for reports; `predicted_start_s` (since the request arrived)
+    and `predicted_s` (how long) are the planner's estimate.
     """
 
     segment: Index
@@ -78,6 +79,7 @@ class Step(Struct, frozen=True):
     writes: tuple[Part, ...]
     block: Index = 0
     predicted_s: float = 0.0
+    predicted_start_s: float = 0.0
 
 
 class Send(Struct, frozen=True):

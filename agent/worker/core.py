@@ -17,6 +17,7 @@ from agent.worker import events as ev
 from agent.worker.early import EarlyPieces
 from agent.worker.events import Effect, Event, Held, PlanEvent, RequestKey
 from agent.worker.execution import Execution
+from agent.worker.meter import Transfer
 from agent.worker.pieces import check_piece, chunked
 from agent.worker.plans import Plan, Plans
 from agent.worker.requests import RANK_DELAY_S, Request, State
@@ -246,6 +247,7 @@ class WorkerCore:
             return []
         request.image = event.image
         request.meter.decode_s += event.seconds
+        request.meter.decoded = now
         request.move(State.RUNNING)
         return self._feed_image(request, now)
 
@@ -256,10 +258,10 @@ class WorkerCore:
         spec = execution.program.tensors[execution.program.input]
         region = tuple((0, extent) for extent in spec.shape)
         sends = execution.add(execution.program.input, Held(region, request.image))
-        effects = self._send(request, sends)
+        effects = self._send(request, sends, now)
         early = self._early.take(plan.digest, request.key.request, request.key.input)
-        for piece, nbytes in early:
-            effects += self._take_piece(request, piece, nbytes, now)
+        for arrived, nbytes, piece in early:
+            effects += self._take_piece(request, piece, nbytes, arrived, now)
         return effects
 
     def _piece_arrived(self, event: ev.PieceArrived, now: float) -> list[Effect]:
@@ -272,9 +274,11 @@ class WorkerCore:
             if dropped:
                 return [ev.Log("warning", f"dropped {dropped} early pieces: too many")]
             return []
-        return self._take_piece(request, piece, event.nbytes, now)
+        return self._take_piece(request, piece, event.nbytes, now, now)
 
-    def _take_piece(self, request: Request, piece: Piece, nbytes: int, now: float) -> list[Effect]:
+    def _take_piece(
+        self, request: Request, piece: Piece, nbytes: int, arrived: float, now: float
+    ) -> list[Effect]:
         execution = request.execution
         if execution is None or request.state is not State.RUNNING:
             return []
@@ -282,9 +286,10 @@ class WorkerCore:
             check_piece(piece, execution.program)
         except WireError as error:
             return [self._log("warning", f"refused a piece: {error}", request)]
-        request.meter.received_bytes += nbytes
+        transfer = Transfer(piece.tensor, piece.region, arrived, arrived, nbytes)
+        request.meter.receives.append(transfer)
         sends = execution.add(piece.tensor, Held(piece.region, piece.data))
-        return self._send(request, sends) + self._maybe_conclude(request, now)
+        return self._send(request, sends, now) + self._maybe_conclude(request, now)
 
     def _decode_refused(self, event: ev.DecodeRefused, now: float) -> list[Effect]:
         self._busy = False
@@ -300,7 +305,7 @@ class WorkerCore:
             return []
         request.meter.steps.append((event.step, event.started, event.ended))
         sends = execution.wrote(event.step, event.arrays)
-        return self._send(request, sends) + self._maybe_conclude(request, now)
+        return self._send(request, sends, now) + self._maybe_conclude(request, now)
 
     def _step_failed(self, event: ev.StepFailed, now: float) -> list[Effect]:
         self._busy = False
@@ -320,6 +325,7 @@ class WorkerCore:
         if request is None or not self._is_current(request, event.plan) or request.plan is None:
             return []
         request.move(State.ANSWERED)
+        request.meter.answered = now
         header = request.plan.header
         answer = Answer(
             request=request.key.request,
@@ -388,14 +394,17 @@ class WorkerCore:
 
     # Sends, jobs, time ---------------------------------------------------------------------
 
-    def _send(self, request: Request, sends: list[Send]) -> list[Effect]:
+    def _send(self, request: Request, sends: list[Send], now: float) -> list[Effect]:
         execution, plan = request.execution, request.plan
         if execution is None or plan is None:
             return []
         effects: list[Effect] = []
         for send in sends:
             spec = execution.program.tensors[send.part.tensor]
-            request.meter.sent_bytes += size(send.part.region) * itemsize(spec.dtype)
+            nbytes = size(send.part.region) * itemsize(spec.dtype)
+            request.meter.sends.append(
+                Transfer(send.part.tensor, send.part.region, now, now, nbytes, send.to)
+            )
             pieces = execution.pieces(send.part)
             effects += [
                 ev.SendPiece(request.key, plan.digest, send.to, send.part.tensor, region, pieces)

@@ -29,14 +29,14 @@ class EarlyPieces:
             dropped += 1
         return dropped
 
-    def take(self, plan: str, request: str, fingerprint: str) -> list[tuple[Piece, int]]:
-        """Remove and return the pieces of one request under one plan."""
+    def take(self, plan: str, request: str, fingerprint: str) -> list[tuple[float, int, Piece]]:
+        """Remove and return (when it came, bytes, piece) of one request under one plan."""
         mine = (plan, request, fingerprint)
-        taken: list[tuple[Piece, int]] = []
+        taken: list[tuple[float, int, Piece]] = []
         rest: deque[tuple[float, int, Piece]] = deque()
         for at, nbytes, piece in self._pieces:
             if (piece.plan, piece.request, piece.input) == mine:
-                taken.append((piece, nbytes))
+                taken.append((at, nbytes, piece))
                 self._bytes -= nbytes
             else:
                 rest.append((at, nbytes, piece))

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from agent.wire.messages import Failure, StepTrace, Trace
+from agent.wire.messages import Failure, Trace
+from agent.worker.meter import Meter, milliseconds, transfer_traces
 
 if TYPE_CHECKING:
     from agent.worker.events import ReplyTo, RequestKey
@@ -42,16 +43,6 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.FAILED: frozenset({State.WAITING, State.ANSWERED}),
     State.ANSWERED: frozenset(),
 }
-
-
-@dataclass(slots=True)
-class Meter:
-    """What a request cost this device: (step, start, end) of what ran; times in seconds."""
-
-    steps: list[tuple[int, float, float]] = field(default_factory=list)
-    decode_s: float = 0.0
-    sent_bytes: int = 0
-    received_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -85,7 +76,7 @@ class Request:
         self.execution = None
         self.failure = None
         self.finished = None
-        self.meter.steps.clear()
+        self.meter.restart()
 
     def fail(self, failure: Failure, due: float) -> None:
         """Give up here; the error is to be published at time `due` if no answer was seen."""
@@ -93,34 +84,31 @@ class Request:
         self.failure, self.due = failure, due
 
     def trace(self, device: str, now: float) -> Trace:
-        """Return what the request cost here; waiting is what is neither computing nor decoding."""
-        times = self.meter.steps
-        end = self.finished or max((stop for _, _, stop in times), default=now)
-        compute = sum(stop - start for _, start, stop in times)
+        """Return what the request cost here; waiting is what is neither computing nor decoding.
+
+        Only for a request whose steps ran.
+        """
+        meter, execution = self.meter, self.execution
+        if execution is None:
+            raise AssertionError("a step ran without an execution")
+        program, origin = execution.program, self.arrived
+        end = self.finished or max((stop for _, _, stop in meter.steps), default=now)
+        busy = meter.compute_s + meter.decode_s
+        answered = end if meter.answered is None else meter.answered
+        decoded = origin if meter.decoded is None else meter.decoded - meter.decode_s
         return Trace(
             device=device,
             request=self.key.request,
             epoch=self.plan.header.epoch if self.plan else 0,
-            steps=tuple(self._step_trace(*entry) for entry in times),
-            decode_ms=round(self.meter.decode_s * 1e3, 3),
-            compute_ms=round(compute * 1e3, 3),
-            wait_ms=round(max(0.0, end - self.arrived - compute - self.meter.decode_s) * 1e3, 3),
-            total_ms=round((end - self.arrived) * 1e3, 3),
-            bytes_sent=self.meter.sent_bytes,
-            bytes_received=self.meter.received_bytes,
-        )
-
-    def _step_trace(self, number: int, start: float, stop: float) -> StepTrace:
-        program = self.execution.program if self.execution else None
-        if program is None:
-            raise AssertionError("a step ran without an execution")
-        step = program.steps[number]
-        written = step.writes[0]
-        return StepTrace(
-            block=step.block,
-            tensor=program.tensors[written.tensor].name,
-            region=written.region,
-            start_ms=round((start - self.arrived) * 1e3, 3),
-            end_ms=round((stop - self.arrived) * 1e3, 3),
-            predicted_ms=round(step.predicted_s * 1e3, 3),
+            steps=meter.step_traces(program, origin),
+            decode_ms=milliseconds(meter.decode_s),
+            compute_ms=milliseconds(meter.compute_s),
+            wait_ms=milliseconds(max(0.0, end - origin - busy)),
+            total_ms=milliseconds(end - origin),
+            bytes_sent=sum(transfer.nbytes for transfer in meter.sends),
+            bytes_received=sum(transfer.nbytes for transfer in meter.receives),
+            decode_start_ms=milliseconds(decoded - origin),
+            answer_ms=milliseconds(answered - end),
+            sends=transfer_traces(meter.sends, program, origin),
+            receives=transfer_traces(meter.receives, program, origin),
         )

@@ -303,3 +303,19 @@ def test_fingerprints_tell_payloads_apart() -> None:
     assert wire.fingerprint(b"one") == wire.fingerprint(b"one")
     assert wire.fingerprint(b"one") != wire.fingerprint(b"two")
     assert len(wire.fingerprint(b"")) == 32
+
+
+def test_a_trace_of_an_agent_that_tells_less_is_understood() -> None:
+    step = {"block": 0, "tensor": "t", "region": [[0, 1]], "start_ms": 1.0, "end_ms": 2.0}
+    told = {
+        "device": "a",
+        "request": "r",
+        "epoch": 1,
+        "steps": [step],
+        "bytes_sent": 8,
+        "bytes_received": 8,
+        **dict.fromkeys(("decode_ms", "compute_ms", "wait_ms", "total_ms"), 1.0),
+    }
+    trace = wire.decode_json(msgspec.json.encode(told), wire.Trace)
+    assert (trace.sends, trace.receives, trace.decode_start_ms, trace.answer_ms) == ((), (), 0, 0)
+    assert trace.steps[0].predicted_start_ms == 0

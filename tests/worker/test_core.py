@@ -341,6 +341,33 @@ def test_a_trace_tells_steps_bytes_and_waits() -> None:
     assert (trace.total_ms, trace.wait_ms) == (1500.0, 750.0)
     # One row of 8 bytes went to b, one came from it.
     assert (trace.bytes_sent, trace.bytes_received) == (8, 8)
+    (sent,), (received,) = trace.sends, trace.receives
+    assert (sent.tensor, sent.peer, sent.region) == ("t1", "b", ((2, 3),))
+    assert (received.tensor, received.peer, received.region) == ("t1", "", ((3, 4),))
+    assert (sent.start_ms, received.end_ms, received.nbytes) == (1000.0, 1000.0, 8)
+
+
+def test_a_trace_tells_when_the_picture_was_decoded_and_the_answer_made() -> None:
+    device = concluding(started=2.0)
+    device.now = 4.75
+    device.do(ev.Concluded(KEY, plan()[0].digest, {}, None))
+    device.now = 9.0
+    trace = only(ev.PublishTrace, device.do(ev.ResultSeen(KEY)))[0].trace
+    # Both happened when the request came, as the test's clock stood still.
+    assert (trace.decode_start_ms, trace.decode_ms, trace.total_ms) == (-250.0, 250.0, 0.0)
+    assert trace.answer_ms == 2750.0
+
+
+def test_an_early_piece_is_told_with_the_time_at_which_it_came() -> None:
+    device, (header, programs) = serving(), plan()
+    device.ask()
+    device.now = 0.25
+    device.do(border("a", 3))
+    device.now = 0.5
+    device.decoded()
+    device.finish(ev.Run(KEY, header.digest, 0, _input(device)), programs["a"])
+    (published,) = only(ev.PublishTrace, device.do(ev.ResultSeen(KEY)))
+    assert [r.end_ms for r in published.trace.receives] == [250.0]
 
 
 def test_a_device_that_did_nothing_publishes_no_trace() -> None:
