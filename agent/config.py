@@ -160,6 +160,9 @@ class RequestConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         int,
         Meta(ge=1, le=8, description="largest request; the broker's max_packet_size must fit"),
     ] = 8
+    traces: Annotated[
+        bool, Meta(description="publish what each request cost this device, once it is answered")
+    ] = True
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

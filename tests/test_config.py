@@ -61,7 +61,8 @@ def test_every_setting_can_be_a_variable(tmp_path: Path) -> None:
     environment = {}
     for setting in settings():
         numeric = "number" in setting.allowed
-        environment[setting.variable] = "7" if numeric else texts.get(setting.allowed, "name")
+        text = "false" if setting.default == "true" else texts.get(setting.allowed, "name")
+        environment[setting.variable] = "7" if numeric else text
     config = load_config(None, environment, {})
     assert config.broker.tls is True
     assert config.broker.read_password() == "text"

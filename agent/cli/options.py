@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 Exact = Annotated[
     bool, typer.Option("--exact", help="Split without partial sums, even where that is slower.")
 ]
+Timeline = Annotated[
+    Path | None,
+    typer.Option(help="Draw what each device does when: a .svg, .html or .json (Chrome trace)."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 _CONNECTION: dict[str, tuple[Any, str, str]] = {
@@ -78,6 +82,35 @@ def print_json(value: object) -> None:
     """Print one JSON object on stdout."""
     json.dump(value, sys.stdout, indent=2, default=str)
     sys.stdout.write("\n")
+
+
+def timeline_ending(path: Path) -> str:
+    """Return the ending of the file that a timeline is to be written to, in lower case.
+
+    Raises:
+        ConfigError: if it names no format.
+    """
+    from agent.errors import ConfigError
+    from agent.timeline import ENDINGS
+
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise ConfigError(f"--timeline {path}: give a file that ends in {', '.join(ENDINGS)}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--timeline {path}: there is no directory {path.parent}")
+    return ending
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file that the user named.
+
+    Raises:
+        HaloMQError: if it cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise HaloMQError(f"cannot write {path}: {error.strerror}") from error
 
 
 def read_file(path: Path) -> bytes:

@@ -53,7 +53,13 @@ class AgentService(Member):
         limits = config.requests
         self._options = RuntimeOptions(config.runtime.providers, config.runtime.threads)
         check_providers(self._options)
-        self._core = WorkerCore(self.name, self.session, limits.deadline_s, limits.max_in_flight)
+        self._core = WorkerCore(
+            self.name,
+            self.session,
+            limits.deadline_s,
+            limits.max_in_flight,
+            traces=limits.traces,
+        )
         self._jobs = Jobs(store, self._options, limits.max_payload_mb << 20, monotonic)
         self._executor = self.executor("executor")
         self._disk = self.executor("loader")

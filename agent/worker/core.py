@@ -35,17 +35,24 @@ class WorkerCore:
     """The worker of `device`; `session` names this life of its process.
 
     `deadline_s` is the deadline of a request that brings none, `max_in_flight` how many requests
-    of all models are admitted at a time.
+    of all models are admitted at a time, `traces` whether to tell what each request cost.
     """
 
     def __init__(
-        self, device: str, session: str, deadline_s: float = 30.0, max_in_flight: int = 16
+        self,
+        device: str,
+        session: str,
+        deadline_s: float = 30.0,
+        max_in_flight: int = 16,
+        *,
+        traces: bool = True,
     ) -> None:
         self._device = device
         self._session = session
         self._deadline_s = deadline_s
         self._forget_s = 2 * deadline_s
         self._max_in_flight = max_in_flight
+        self._traces = traces
         self._plans = Plans(device)
         self._requests: dict[RequestKey, Request] = {}
         self._unclaimed: dict[RequestKey, Request] = {}
@@ -346,7 +353,7 @@ class WorkerCore:
         if len(self._recent) > REMEMBERED:
             self._recent.popitem(last=False)
         request = self._requests.pop(key, None)
-        if request is None or request.plan is None or not request.meter.steps:
+        if request is None or request.plan is None or not request.meter.steps or not self._traces:
             return []
         return [ev.PublishTrace(key.model, request.trace(self._device, now))]
 

@@ -285,6 +285,12 @@ def test_infer_refuses_a_file_that_is_not_there(run: Run, tmp_path: Path) -> Non
     run("infer", "defects", tmp_path / "nothing.jpg").check_refused(1, "nothing.jpg")
 
 
+def test_infer_refuses_a_timeline_that_it_cannot_write_before_it_asks(run: Run) -> None:
+    run("infer", "defects", DEFECTS, "--timeline", "drawn.png").check_refused(2, ".svg", ".html")
+    nowhere = "/nowhere/drawn.svg"
+    run("infer", "defects", DEFECTS, "--timeline", nowhere).check_refused(2, "/nowhere")
+
+
 # Settings ----------------------------------------------------------------------------------------
 
 

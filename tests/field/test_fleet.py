@@ -105,6 +105,28 @@ def test_infer_prints_the_answer_and_draws_it(
     assert drawn.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("ending", ["svg", "html", "json"])
+def test_infer_draws_when_each_device_did_what(
+    home: Field, defects: Reference, tmp_path: Path, ending: str
+) -> None:
+    part = defects.path.with_name("defects-sample.jpg")
+    drawn = tmp_path / f"request.{ending}"
+    told = halomq("infer", "defects", part, "--timeline", drawn, broker=home.broker)
+    assert told.status == 0, told.err
+    assert told.err == ""
+    text = drawn.read_text()
+    for word in (*home.fleet.names, "measured", "answer"):
+        assert word in text
+    if ending == "json":
+        spans = [event for event in json.loads(text)["traceEvents"] if event["ph"] == "X"]
+        assert {event["cat"] for event in spans} >= {"decode", "compute", "wait"}
+        ends = [event["ts"] + event["dur"] for event in spans]
+        last = max(spans, key=lambda event: event["ts"] + event["dur"])
+        assert last["name"] == "answer"
+        assert min(event["ts"] for event in spans) >= 0
+        assert max(ends) == last["ts"] + last["dur"]
+
+
 def test_infer_json_is_the_whole_answer(home: Field, vgg: Reference) -> None:
     photo = vgg.path.parent / "picture.npy"
     photo.write_bytes(picture(3))

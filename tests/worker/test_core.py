@@ -370,6 +370,14 @@ def test_an_early_piece_is_told_with_the_time_at_which_it_came() -> None:
     assert [r.end_ms for r in published.trace.receives] == [250.0]
 
 
+def test_a_device_that_is_told_to_publishes_no_traces() -> None:
+    device, (header, programs) = serving(traces=False), plan()
+    device.ask()
+    device.decoded()
+    device.finish(ev.Run(KEY, header.digest, 0, _input(device)), programs["a"])
+    assert only(ev.PublishTrace, device.do(ev.ResultSeen(KEY))) == []
+
+
 def test_a_device_that_did_nothing_publishes_no_trace() -> None:
     device = serving()
     device.ask()
