@@ -29,7 +29,7 @@ from agent.planner.operators.reductions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from agent.planner.graph import Graph, Node
 
@@ -46,16 +46,56 @@ def lower(graph: Graph, slots: int) -> Graph:
     graph = _Lowering(graph, {}, 0).run(_splits)
     if slots <= 1:
         return graph
-    axes = split_axes(graph, layers_of(graph))
-    return _Lowering(graph, axes, slots).run(_reductions)
+    whole: set[str] = set()
+    while True:
+        lowered, axes = _taken_apart(graph, slots, whole)
+        misplaced = _misplaced(lowered, axes)
+        if not misplaced:
+            return lowered
+        whole |= misplaced
+
+
+def _taken_apart(
+    graph: Graph, slots: int, whole: Collection[str]
+) -> tuple[Graph, Mapping[str, tuple[int, ...]]]:
+    """Take apart all that can be but what gives `whole`; return also the axes that are split.
+
+    Once a normalization is taken apart, other axes are split behind it than before.
+    """
+    while True:
+        axes = split_axes(graph, layers_of(graph))
+        lowered = _Lowering(graph, axes, slots, whole).run(_reductions)
+        if len(lowered.nodes) == len(graph.nodes):
+            return graph, axes
+        graph = lowered
+
+
+def _misplaced(graph: Graph, axes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Return what operators give whose partial results would not be of whole tiles.
+
+    That is so where what was taken apart before them changed the axes that are split.
+    """
+    return {
+        node.origin[-1].outputs[0]
+        for node in graph.nodes
+        if node.op == PARTIAL
+        and node.domain == LOWERED
+        and not set(axes.get(node.inputs[0], ())) <= set(node.ints("axes", ()))
+    }
 
 
 class _Lowering:
-    """A graph under reconstruction."""
+    """A graph under reconstruction; nodes that give one of `whole` stay as they are."""
 
-    def __init__(self, graph: Graph, axes: Mapping[str, tuple[int, ...]], slots: int) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        axes: Mapping[str, tuple[int, ...]],
+        slots: int,
+        whole: Collection[str] = (),
+    ) -> None:
         self.graph, self.slots = graph, slots
-        self._axes = axes
+        self._axes, self._whole = axes, whole
         self._nodes: list[Node] = []
         self._tensors = dict(graph.tensors)
         self._constants = dict(graph.constants)
@@ -79,6 +119,9 @@ class _Lowering:
     def reduces_what_is_split(self, name: str, axes: Sequence[int]) -> bool:
         split = self._axes.get(name, ())
         return bool(split) and set(split) <= set(axes)
+
+    def stays_whole(self, node: Node) -> bool:
+        return node.outputs[0] in self._whole
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of an activation, new ones included."""
@@ -171,6 +214,8 @@ def _splits(lowering: _Lowering, node: Node) -> bool:
 def _reductions(lowering: _Lowering, node: Node) -> bool:
     if node.domain or lowering.graph.tensors[node.outputs[0]].dtype not in _FLOATS:
         return False
+    if lowering.stays_whole(node):
+        return False
     if node.op in REDUCTIONS:
         return _reduction(lowering, node)
     if node.op == "InstanceNormalization":
@@ -237,7 +282,7 @@ def _group_normalization(lowering: _Lowering, before: Node) -> bool:
     graph = lowering.graph
     node = _only_reader(before, graph)
     after = _only_reader(node, graph) if node and node.op == "InstanceNormalization" else None
-    if node is None or after is None or after.op != "Reshape":
+    if node is None or after is None or after.op != "Reshape" or lowering.stays_whole(after):
         return False
     value, shape = before.inputs[0], graph.shape(before.inputs[0])
     groups = graph.shape(node.inputs[0])[1]

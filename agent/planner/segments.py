@@ -169,7 +169,7 @@ class _Builder:
                 inputs.append(self._expression(field.expressions[name], needed))
             else:
                 inputs.append(self._input(name, needed.region(0)))
-        inputs = self._in_layout(field.node, inputs)
+        inputs = self._in_layout(field.node, inputs, regions)
         output = computed.region(0)
         entire = output == field.whole and all(
             region is None or region == whole(self._graph.shape(name))
@@ -183,15 +183,19 @@ class _Builder:
             output = operator.write(tile, self)
         self._held[field.node.outputs[0]] = output
 
-    def _in_layout(self, node: Node, inputs: list[str]) -> list[str]:
+    def _in_layout(
+        self, node: Node, inputs: list[str], regions: Sequence[Region | None]
+    ) -> list[str]:
         """Bring inputs that arrive plain into the layout that they have in the whole model."""
         if node.domain or node.op not in FOLLOWERS:
             return inputs
         found = list(inputs)
         for index, (name, source) in enumerate(zip(node.inputs, inputs, strict=True)):
             arrives = source in self._plain or source != name
-            if name in self._blocked and arrives:
-                found[index] = self._identity(source, self._graph.shape(name)[1])
+            region = regions[index]
+            if name in self._blocked and arrives and region is not None:
+                # Of channels that are shared the tile has some.
+                found[index] = self._identity(source, shape_of(region)[1])
         if node.op in {"Add", "Sum"} and found[0] != inputs[0] and len(found) == 2:  # noqa: PLR2004
             # A sum is fused into its first convolution, which must not be the identity.
             found.reverse()

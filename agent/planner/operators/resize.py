@@ -75,6 +75,9 @@ def _axes(node: Node, graph: Graph) -> dict[int, _Axis] | str:
     scales = _scales(node, graph)
     if scales is None:
         return "has a scale that is computed"
+    if inner == outer:
+        # onnxruntime copies a map whose size stays, whatever the scales.
+        return {}
     return {
         axis: _taps(inner[axis], outer[axis], scales[axis], settings)
         for axis in range(len(inner))
