@@ -91,6 +91,31 @@ def test_a_reduction_over_channels_stays_as_it_is(tmp_path: Path) -> None:
     assert _operators(lowered) == ["ReduceMean"]
 
 
+def test_a_reduction_over_channels_stays_as_it_is_behind_a_normalization_of_groups(
+    tmp_path: Path,
+) -> None:
+    """As it is exported, a list of pixels hides rows and columns until it is taken apart."""
+    s = _sketch()
+    y = s.add("Reshape", "x", s.ints(0, 1, -1))
+    y = s.add("InstanceNormalization", y, s.positive(1), s.weight(1), epsilon=0.1)
+    y = s.add("Reshape", y, s.ints(*s.shape("x")))
+    path = s.save(tmp_path / "m.onnx", s.add("Add", y, s.reduce("ReduceMean", y, (1,), 1)))
+    assert "ReduceMean" in _operators(lower(load(path)[1], 4))
+    error, _, _ = compare(path, devices(1, 1, 1, 1), cuts=[1], layouts=[Shape(4, 1), Shape(2, 2)])
+    assert error <= 1e-6
+
+
+def test_rows_and_columns_are_reduced_in_two_steps_behind_a_normalization(tmp_path: Path) -> None:
+    s = _sketch()
+    y = s.add("Reshape", "x", s.ints(0, 1, -1))
+    y = s.add("InstanceNormalization", y, s.positive(1), s.weight(1), epsilon=0.1)
+    y = s.add("Reshape", y, s.ints(*s.shape("x")))
+    path = s.save(tmp_path / "m.onnx", s.add("Mul", y, s.add("GlobalAveragePool", y)))
+    assert "GlobalAveragePool" not in _operators(lower(load(path)[1], 4))
+    error, _, _ = compare(path, devices(1, 1, 1, 1), layouts=4)
+    assert error <= 1e-6
+
+
 def test_one_device_needs_nothing_taken_apart(tmp_path: Path) -> None:
     s = _sketch()
     path = s.save(tmp_path / "m.onnx", s.add("GlobalAveragePool", "x"))

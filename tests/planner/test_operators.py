@@ -107,12 +107,16 @@ DISTRIBUTED |= {
     "GlobalAveragePool": lambda b: b.add("GlobalAveragePool", "x"),
     "ReduceMean": lambda b: b.add("ReduceMean", "x", axes=[1], keepdims=0),
     "ReduceSum": lambda b: b.add("ReduceSum", "x", _ints(b, 2, 3), keepdims=0),
+    "Resize to the same size": lambda b: b.add(
+        "Resize", b.add("Relu", "x"), "", b.constant(np.array([1, 1, 1.05, 1.1], np.float32)),
+        mode="linear",
+    ),
     "Transpose": _rows_to_front,
     "Reshape": _shuffle,
     "Squeeze": _squeeze,
     "MatMul of activations": _matmul_activations,
     "Gemm by rows": lambda b: _gemm(b, transB=1, alpha=0.5, beta=2.0),
-}
+}  # fmt: skip
 DISTRIBUTED |= {
     "Softmax over rows": lambda b: b.add("Softmax", "x", axis=2),
     "Concat of rows": lambda b: b.add("Concat", "x", "x", axis=2),
