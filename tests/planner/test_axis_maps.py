@@ -164,6 +164,15 @@ VARIANTS |= {
     f"Resize to sizes {place}": Variant(_sized(20, 7, "linear", place), _LINEAR)
     for place in _PLACES
 }
+# In float32 a position of 3.5 or 5.5 comes out beside the middle of two pixels.
+VARIANTS |= {
+    f"Resize {way} beside the middle": Variant(
+        _resize(1.0833333, scale, "nearest", place, way), _ROUNDED, shape=(1, 2, 13, 7)
+    )
+    for way, place, scale in (
+        ("round_prefer_ceil", "asymmetric", 8 / 7), ("round_prefer_floor", "half_pixel", 2.0),
+    )
+}  # fmt: skip
 
 
 def _save(name: str, folder: Path) -> Path:

@@ -28,6 +28,8 @@ _BY_COORDINATES = 11
 _OPTIONAL_REGION = 13
 _SHIFTING = frozenset({"asymmetric", "half_pixel", "pytorch_half_pixel"})
 _PLACES = frozenset({*_SHIFTING, "align_corners"})
+# What is as near to the middle of two pixels lies there, for onnxruntime.
+_HALFWAY = np.float32(1e-6)
 _ELEMENT_TYPES = {"float16": 10, "float32": 1, "float64": 11}
 
 
@@ -75,14 +77,12 @@ def _axes(node: Node, graph: Graph) -> dict[int, _Axis] | str:
     scales = _scales(node, graph)
     if scales is None:
         return "has a scale that is computed"
-    if inner == outer:
-        # onnxruntime copies a map whose size stays, whatever the scales.
-        return {}
     return {
         axis: _taps(inner[axis], outer[axis], scales[axis], settings)
         for axis in range(len(inner))
-        # Three rows enlarged by 1.25 are three rows, but others.
-        if inner[axis] != outer[axis] or scales[axis] != 1
+        # Three rows enlarged by 1.25 are three rows, but others, unless no axis changes its size:
+        # onnxruntime then copies the map.
+        if inner != outer and (inner[axis] != outer[axis] or scales[axis] != 1)
     }
 
 
@@ -169,15 +169,15 @@ def _positions(inner: int, outer: int, scale: float, place: str) -> Array:
 
 
 def _nearest(position: Array, mode: str, *, shrinks: bool) -> Array:
-    half = np.float32(0.5)
+    below, above = np.floor(position), np.ceil(position)
     if mode == "floor" or (mode == "simple" and not shrinks):
-        chosen = np.floor(position)
+        chosen = below
     elif mode in {"ceil", "simple"}:
-        chosen = np.ceil(position)
-    elif mode == "round_prefer_ceil":
-        chosen = np.floor(position + half)
+        chosen = above
     else:
-        chosen = np.ceil(position - half)
+        halfway = np.abs(position - below - np.float32(0.5)) <= _HALFWAY
+        preferred = above if mode == "round_prefer_ceil" else below
+        chosen = np.where(halfway, preferred, np.rint(position))
     return np.asarray(chosen.astype(np.int64))
 
 
