@@ -18,7 +18,7 @@ from agent.planner.blocked import FOLLOWERS, identity_for
 from agent.planner.lowering import LOWERED
 from agent.planner.operators import Tile
 from agent.planner.operators.shapes import write_slice
-from agent.planner.receptive_field import Demand, Field
+from agent.planner.receptive_field import Demand, Field, boxes
 from agent.wire.program import WeightSpec
 
 if TYPE_CHECKING:
@@ -156,6 +156,11 @@ class _Builder:
 
     def _write(self, field: Field, computed: Boxes, needs: Mapping[int, Boxes]) -> None:
         """Add a node for the one region in `computed`; `needs` is known for activations."""
+        source = field.node.inputs[0]
+        if field.node.op == "QuantizeLinear" and source in self._held.keys() - self._plain:
+            # Cut off before it, what an operator gives too much would have it computed otherwise.
+            computed = boxes([self._held[source]])
+            needs = {**needs, 0: computed}
         inputs: list[str] = []
         regions: list[Region | None] = []
         for index, name in enumerate(field.node.inputs):

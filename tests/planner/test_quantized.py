@@ -9,6 +9,7 @@ import pytest
 
 from agent.planner import Device
 from models.zoo.converted import quantized
+from models.zoo.densenet import densenet121
 from models.zoo.resnet import resnet50
 from models.zoo.squeezenet import squeezenet
 from tests.planner.oracle import compare
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _CONVERSIONS: dict[str, tuple[Make, Callable[[Path, Path], Path]]] = {
     "QDQ": (resnet50, quantized),
     "QDQ by filter": (squeezenet, partial(quantized, per_channel=True)),
+    # Its pools of four pixels meet halves.
+    "signed QDQ": (densenet121, partial(quantized, activations="s8")),
     "QOperator": (squeezenet, partial(quantized, format="qoperator")),
 }
 
