@@ -1,8 +1,8 @@
 """The cost model: how long a device computes a tile, and how long an exchange of halos takes.
 
 A node is limited by arithmetic or by memory. Arithmetic: its operations over the device's rate.
-Memory: operators that do little with each element, weights that are read once for a batch of one
-(a Gemm), and the copies around a segment: its input is put together from pieces, and onnxruntime
+Memory: operators that do little with each element, weights, which each step reads once, and the
+copies around a segment: its input is put together from pieces, and onnxruntime
 brings it into its own layout and back. A node that is fused behind a kernel costs nothing.
 """
 
@@ -25,11 +25,20 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 # A segment's inputs and outputs are each copied once more than the model's own tensors.
 _BORDER_COPIES = 2.0
+_READ = 0.5
+# The broker sends a message on when it has all of it, while the sender's next one comes in.
+_FORWARDED = 1.5
+# A tile in parts: its two borders are steps of their own.
+_BORDER_STEPS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What the planner knows of a device; rates are those of the cores that serve."""
+    """What the planner knows of a device; rates are those of the cores that serve.
+
+    `link_bytes_per_s` is the rate of its link in each direction, `link_latency_s` the time that a
+    small message takes from one device to another.
+    """
 
     id: str
     flops_per_s: float
@@ -57,11 +66,15 @@ class Work:
     def add(self, layer: Layer, demand: Demand, graph: Graph) -> list[Reading]:
         """Walk `demand` backwards through a layer and add what its nodes cost.
 
+        Nodes of which nothing is wanted are passed over.
+
         Returns:
             The layer's nodes, last one first, with what each computes and reads for every tile.
         """
         walked = []
         for field, fused in zip(layer.fields[::-1], layer.fused[::-1], strict=True):
+            if demand.boxes.keys().isdisjoint(field.node.outputs):
+                continue
             reading = demand.through(field)
             self._add_node(reading, graph, fused=fused)
             walked.append(reading)
@@ -77,24 +90,68 @@ class Work:
             touched += box.sizes() * float(graph.itemsize(field.node.inputs[index]))
         weights = field.weight_bytes(computed)
         self.weights += weights
-        # Batch 1: each weight of a Gemm is used once, so reading it is the work.
-        self.moved += weights
+        # However small the tile, all of its weights are read once; reading is half of copying.
+        self.moved += _READ * weights
         self.peak = np.maximum(self.peak, touched)
         if operator.memory_bound and not fused and not operator.free:
             self.moved += touched
 
 
-class CostModel:
-    """Times of blocks for all layouts of some devices at once."""
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What passes between two blocks; arrays have the shape (after, before, device) of layouts.
 
-    def __init__(self, graph: Graph, layouts: Layouts) -> None:
-        self._graph, self._layouts = graph, layouts
+    `travel` are the seconds until a device has what it receives, `copy` those that it then works
+    to join it with its own; `foreign` is what it receives in proportion to what it has itself.
+    """
+
+    travel: Floats
+    copy: Floats
+    foreign: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """A block behind each layout: arrays have the shape (after, before).
+
+    `waiting` are the seconds that the exchange adds, `seconds` those of all; `overlapped` tells
+    where computing hides some of the exchange.
+    """
+
+    waiting: Floats
+    seconds: Floats
+    overlapped: Any
+
+
+class CostModel:
+    """Times of blocks for all layouts of some devices at once.
+
+    Args:
+        graph: the model.
+        layouts: its tiles.
+        broker_bytes_per_s: the rate of the broker's own link in each direction, which all
+            exchanges share; if None, that of the fastest device.
+        overlap: whether devices may compute while halos travel.
+        waits: how much of its time a message costs: 1, or less where other requests' work fills it.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        layouts: Layouts,
+        broker_bytes_per_s: float | None = None,
+        *,
+        overlap: bool = True,
+        waits: float = 1.0,
+    ) -> None:
+        self._graph, self._layouts, self._overlap, self._waits = graph, layouts, overlap, waits
         devices = layouts.devices
         self._n = len(devices)
         self._flops = np.array([d.flops_per_s for d in devices])
         self._memory = np.array([d.memory_bytes_per_s for d in devices])
         self._link = np.array([d.link_bytes_per_s for d in devices])
         self._latency = np.array([d.link_latency_s for d in devices])
+        self._broker = broker_bytes_per_s or float(self._link.max())
         self._overhead = np.array([d.step_overhead_s for d in devices])
         limits = (d.memory_limit_bytes for d in devices)
         self._limit = np.array([np.inf if limit is None else limit for limit in limits])
@@ -103,14 +160,16 @@ class CostModel:
         self._handed_on: dict[str, tuple[Floats, Floats]] = {}
         self._in_layout = (layouts.layout[:, None] == np.arange(self._kinds)).astype(np.float64)
 
-    def compute(self, work: Work, borders: Floats) -> Floats:
+    def compute(self, work: Work, borders: Floats, device: Any = None) -> Floats:
         """Return the seconds that each tile's device computes.
 
         Args:
             work: what the tiles cost.
             borders: bytes of the segment's inputs and outputs, shape (tiles,).
+            device: the rank of the device that each is for; None for the tiles of all layouts.
         """
-        device = self._layouts.device
+        if device is None:
+            device = self._layouts.device
         moved = work.moved + _BORDER_COPIES * borders
         seconds: Floats = (
             work.flops / self._flops[device] + moved / self._memory[device] + self._overhead[device]
@@ -119,9 +178,13 @@ class CostModel:
 
     def largest(self, values: Floats) -> Floats:
         """Return the largest value in each layout; shape (layouts,)."""
+        return np.asarray(self._by_device(values).max(axis=1))
+
+    def _by_device(self, values: Floats) -> Floats:
+        """Return values of tiles as a table: (layouts, devices), 0 where there is no tile."""
         table = np.zeros((self._kinds, self._n))
         table[self._layouts.layout, self._layouts.device] = values
-        return np.asarray(table.max(axis=1))
+        return table
 
     def too_large(self, work: Work, borders: Floats) -> Any:
         """Return for each layout whether a device cannot hold its tile's weights and tensors."""
@@ -134,16 +197,13 @@ class CostModel:
         rates = self._flops[self._layouts.device]
         return work.flops @ self._in_layout, rates @ self._in_layout
 
-    def exchange(self, needs: Mapping[str, Boxes], kept: Mapping[str, Boxes]) -> Floats:
-        """Return the seconds between two blocks for every pair of layouts.
+    def exchange(self, needs: Mapping[str, Boxes], kept: Mapping[str, Boxes]) -> Exchange:
+        """Return what passes between two blocks, for every pair of layouts.
 
         Args:
             needs: what the later block's tiles read of each tensor alive at the cut; the model's
                 input, which every device has, costs nothing.
             kept: tensors that the later block only hands on, with their tiles.
-
-        Returns:
-            Shape (layouts, layouts): [after the cut, before it].
         """
         tiles = len(self._layouts.layout)
         received, sent = np.zeros((tiles, self._kinds)), np.zeros((self._kinds, tiles))
@@ -155,13 +215,46 @@ class CostModel:
             received += into
             sent += out
             copied += need.sizes() * float(self._graph.itemsize(name))
-        return self._exchange_seconds(received, sent, copied)
+        return self._exchange(received, sent, copied)
+
+    def block(self, compute: Floats, weights: Floats, exchange: Exchange, layers: int) -> Passing:
+        """Return how long a block takes behind each layout, the exchange before it included.
+
+        It is the faster of two: all devices wait for what they receive and compute their tile; or
+        each computes what it can without (its interior) meanwhile, and then the borders, which
+        costs it steps, each with all weights, and border rows of a block of several layers twice.
+
+        Args:
+            compute: seconds of each tile, shape (tiles,).
+            weights: bytes of each tile's weights, shape (tiles,).
+            exchange: what passes before it.
+            layers: how many layers the block has.
+        """
+        table = self._by_device(compute)
+        whole = table.max(axis=1)[:, None]
+        waiting = (exchange.travel + exchange.copy).max(axis=2)
+        if not self._overlap:
+            return Passing(waiting, whole + waiting, np.zeros(waiting.shape, dtype=bool))
+        own = np.maximum(0.0, 1.0 - exchange.foreign)
+        again = exchange.foreign * (1.0 - 1.0 / layers)
+        busy = table[:, None, :] * (1.0 + again) + exchange.copy
+        step = self._overhead + _READ * self._by_device(weights) / self._memory
+        busy += _BORDER_STEPS * step[:, None, :] * (exchange.foreign > 0)
+        exposed = np.maximum(0.0, exchange.travel - table[:, None, :] * own)
+        hidden = (busy + exposed).max(axis=2)
+        better = hidden < whole + waiting
+        return Passing(
+            np.where(better, exposed.max(axis=2), waiting),
+            np.minimum(hidden, whole + waiting),
+            better,
+        )
 
     def gather(self, outputs: Sequence[str]) -> Floats:
         """Return the seconds to bring whole outputs to the first device, from each layout."""
         whole = {name: self._layouts.tiles(name) for name in outputs}
+        exchange = self.exchange(whole, whole)
         # The first tile is that of one device: it owns, and so needs, everything.
-        return np.asarray(self.exchange(whole, whole)[0])
+        return np.asarray((exchange.travel + exchange.copy).max(axis=2)[0])
 
     def _moved_on(self, name: str) -> tuple[Floats, Floats]:
         """Return the bytes of a change of layout: received by tiles, and sent."""
@@ -180,14 +273,17 @@ class CostModel:
                 common = common * np.maximum(stop - start, 0)
         return common @ self._in_layout, self._in_layout.T @ common
 
-    def _exchange_seconds(self, received: Floats, sent: Floats, copied: Floats) -> Floats:
-        """Turn bytes per tile into the longest time over devices: [after, before]."""
+    def _exchange(self, received: Floats, sent: Floats, copied: Floats) -> Exchange:
+        """Turn bytes per tile into seconds per device."""
         layout, device = self._layouts.layout, self._layouts.device
         into, out, copies = (np.zeros((self._kinds, self._kinds, self._n)) for _ in range(3))
         into[layout, :, device] = received
         out[:, layout, device] = sent
         copies[layout, :, device] = copied[:, None]
-        busiest = np.maximum(into, out)
-        seconds = busiest / self._link + self._latency * (busiest > 0)
-        seconds += copies / self._memory * (into > 0)
-        return np.asarray(seconds.max(axis=2))
+        moving = np.maximum(into, out)
+        travel = _FORWARDED * moving / self._link + self._latency * (moving > 0)
+        # Everything crosses the broker's own link, once in and once out.
+        shared = into.sum(axis=2, keepdims=True) / self._broker
+        travel = np.maximum(travel, (shared + self._latency) * (moving > 0))
+        kept = np.maximum(copies - into, 1.0)
+        return Exchange(travel * self._waits, copies / self._memory * (into > 0), into / kept)

@@ -4,19 +4,19 @@ Dynamic programming for fused-layer parallelization (arXiv 2207.11293), over cut
 each block (how many devices, in rows, columns or a grid), because it decides what the next block
 must fetch:
 
-    T(j, L) = min over i < j and L' of T(i, L') + exchange(i, L' -> what (i, j] reads under L)
-              + compute(i, j, L)
+    T(j, L) = min over i < j and L' of T(i, L') + passing(i, L' -> (i, j], L)
 
-where compute is the slowest device's. T(layers, L) is followed by gathering the outputs on the
-first device. It is exact: a choice of cuts and layouts is left out only where a bound says that it
-cannot be the fastest.
+where passing is the slowest device's computing and the exchange before it, as far as computing
+does not hide it. T(layers, L) is followed by gathering the outputs on the first device. It is
+exact: a choice of cuts and layouts is left out only where a bound says that it cannot be the
+fastest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from agent.planner.layout import Layouts, Shape
 from agent.planner.receptive_field import Demand
 
 if TYPE_CHECKING:
-    from agent.planner.cost import Device, Floats
+    from agent.planner.cost import Device, Floats, Passing
     from agent.planner.graph import Graph
     from agent.planner.layers import Layer
     from agent.planner.receptive_field import Boxes
@@ -40,14 +40,19 @@ _NEEDED = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One block of the best plan: layers [start, stop) in layout number `layout`."""
+    """One block of the best plan: layers [start, stop) in layout number `layout`.
+
+    `exchange_s` is what the exchange before it adds; with `overlapped`, borders are computed and
+    sent apart from the interior, which hides the rest of it.
+    """
 
     start: int
     stop: int
     layout: int
     shape: Shape
-    compute_s: float
-    exchange_s: float
+    compute_s: float = 0.0
+    exchange_s: float = 0.0
+    overlapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,41 +71,76 @@ class Allowed:
 
 
 class _Paths:
-    """The best way to each cut and layout: its seconds, and (start, layout, compute, exchange)."""
+    """The best way to each cut and layout: its seconds, and the block that it ends with."""
 
     def __init__(self, end: int, layouts: int) -> None:
         self.best = np.full((end + 1, layouts), np.inf)
         self.best[0, 0] = 0.0
-        self.came: dict[tuple[int, int], tuple[int, int, float, float]] = {}
+        self.came: dict[tuple[int, int], _Came] = {}
 
-    def improve(
-        self, start: int, stop: int, exchange: Floats, compute: Floats, priced: Floats
-    ) -> None:
-        """Take a block for those layouts at `stop` to which it is the fastest way so far."""
-        total = self.best[start][None, :] + exchange + priced[:, None]
+    def improve(self, start: int, stop: int, passing: Passing, compute: Floats, dear: Any) -> None:
+        """Take a block for those layouts at `stop` to which it is the fastest way so far.
+
+        Args:
+            start: the cut before the block.
+            stop: the cut behind it.
+            passing: what it takes behind each layout.
+            compute: the slowest device's seconds, shape (layouts,).
+            dear: seconds to add for each layout.
+        """
+        total = self.best[start][None, :] + passing.seconds + dear[:, None]
         before = total.argmin(axis=1)
         for k in np.flatnonzero(total.min(axis=1) < self.best[stop]):
             b = int(before[k])
             self.best[stop, k] = total[k, b]
-            self.came[stop, int(k)] = (start, b, float(compute[k]), float(exchange[k, b]))
+            waiting, overlapped = float(passing.waiting[k, b]), bool(passing.overlapped[k, b])
+            self.came[stop, int(k)] = _Came(start, b, float(compute[k]), waiting, overlapped)
+
+
+class _Came(NamedTuple):
+    """The last block of a way: the cut and layout before it, and what it takes."""
+
+    start: int
+    before: int
+    compute_s: float
+    exchange_s: float
+    overlapped: bool
 
 
 class Search:
-    """The search space of one graph on ranked devices, and the dynamic program over it."""
+    """The search space of one graph on ranked devices, and the dynamic program over it.
+
+    Args:
+        graph: the model, lowered.
+        devices: by rank.
+        shapes: the layouts' shapes; None for all.
+        broker_bytes_per_s: see `CostModel`.
+        overlap: see `CostModel`.
+        waits: see `CostModel`.
+    """
 
     def __init__(
-        self, graph: Graph, devices: Sequence[Device], shapes: Sequence[Shape] | None = None
+        self,
+        graph: Graph,
+        devices: Sequence[Device],
+        shapes: Sequence[Shape] | None = None,
+        *,
+        broker_bytes_per_s: float | None = None,
+        overlap: bool = True,
+        waits: float = 1.0,
     ) -> None:
         self.graph = graph
         self.layers: tuple[Layer, ...] = layers_of(graph)
         self.blocked = blocked_tensors(graph)
         self.live = live_tensors(graph, self.layers)
         self.layouts = Layouts(graph, self.layers, devices, shapes)
-        self._cost = CostModel(graph, self.layouts)
+        self._cost = CostModel(
+            graph, self.layouts, broker_bytes_per_s, overlap=overlap, waits=waits
+        )
         self._needed = self._flops_needed()
 
     def best(self, allowed: Allowed) -> tuple[tuple[Choice, ...], float] | None:
-        """Return the fastest blocks, and the predicted seconds with gathering the outputs.
+        """Return the fastest blocks, and their seconds with gathering the outputs and the price.
 
         Returns:
             None where no allowed choice fits into the devices' memory.
@@ -121,9 +161,7 @@ class Search:
         last = int((paths.best[end] + gather).argmin())
         if not np.isfinite(paths.best[end, last]):
             return None
-        path = self._path(paths, last)
-        seconds = sum(choice.compute_s + choice.exchange_s for choice in path)
-        return path, seconds + float(gather[last])
+        return self._path(paths, last), float(paths.best[end, last] + gather[last])
 
     def _reach(
         self, stop: int, starts: set[int], possible: Any, paths: _Paths, price: float
@@ -139,13 +177,14 @@ class Search:
             work.add(self.layers[start], demand, self.graph)
             if start in starts:
                 borders = written + self._bytes(demand.boxes)
-                compute = self._cost.largest(self._cost.compute(work, borders))
-                compute[self._cost.too_large(work, borders)] = np.inf
-                weights = self._cost.largest(work.weights)
-                priced = np.where(possible, compute + price * weights, np.inf)
-                if (paths.best[start].min() + priced < paths.best[stop]).any():
+                seconds = self._cost.compute(work, borders)
+                compute = self._cost.largest(seconds)
+                usable = possible & ~self._cost.too_large(work, borders)
+                dear = np.where(usable, price * self._cost.largest(work.weights), np.inf)
+                if (paths.best[start].min() + compute + dear < paths.best[stop]).any():
                     exchange = self._cost.exchange(demand.boxes, tiles)
-                    paths.improve(start, stop, exchange, compute, priced)
+                    passing = self._cost.block(seconds, work.weights, exchange, stop - start)
+                    paths.improve(start, stop, passing, compute, dear)
             if not (self._bound(work, start, paths) < paths.best[stop])[possible].any():
                 break
 
@@ -207,14 +246,35 @@ class Search:
         choices: list[Choice] = []
         stop, n = len(self.layers), last
         while stop > 0:
-            start, before, compute, exchange = paths.came[stop, n]
-            choices.append(Choice(start, stop, n, self.layouts.shapes[n], compute, exchange))
-            stop, n = start, before
+            came = paths.came[stop, n]
+            choices.append(
+                Choice(
+                    came.start,
+                    stop,
+                    n,
+                    self.layouts.shapes[n],
+                    came.compute_s,
+                    came.exchange_s,
+                    came.overlapped,
+                )
+            )
+            stop, n = came.start, came.before
         return tuple(choices[::-1])
 
-    def compute_seconds(self, work: Work, borders: dict[str, Boxes]) -> Floats:
-        """Return the seconds that each tile's device computes a block."""
-        return self._cost.compute(work, self._bytes(borders))
+    def compute_seconds(
+        self, work: Work, borders: Iterable[tuple[str, Boxes]], device: Any
+    ) -> Floats:
+        """Return the seconds that some tiles of a block take.
+
+        Args:
+            work: what they cost.
+            borders: what they read and write.
+            device: the rank of each one's device.
+        """
+        total = np.zeros(len(work.flops))
+        for name, box in borders:
+            total += box.sizes() * float(self.graph.itemsize(name))
+        return self._cost.compute(work, total, device)
 
 
 def _cuts(allowed: Allowed, end: int) -> list[int]:

@@ -8,7 +8,8 @@ that is too small for a layout does not fit it.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from heapq import heapify, heapreplace
+from itertools import accumulate, pairwise
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -145,16 +146,43 @@ def _replaced(region: Region, axes: Sequence[int], spans: Sequence[tuple[int, in
 def split(extent: int, shares: Sequence[float], multiple: int = 1) -> list[int]:
     """Return the edges that divide `extent` elements in proportion to `shares`, none empty.
 
-    Edges are multiples of `multiple` where every share is at least that.
+    The largest of all parts in proportion to its share is as small as can be. Edges are multiples
+    of `multiple` where every share is at least that.
     """
-    total, count = sum(shares), len(shares)
+    total = sum(shares)
     unit = multiple if min(shares) / total * extent >= multiple else 1
+    rounded = _rounded(extent, shares, unit)
+    fairest = _fairest(extent, shares, unit)
+    # Rounded edges lie alike in maps of different sizes, which keeps halos thin.
+    return min(rounded, fairest, key=lambda edges: _longest(edges, shares))
+
+
+def _rounded(extent: int, shares: Sequence[float], unit: int) -> list[int]:
+    total, count = sum(shares), len(shares)
     edges, run = [0], 0.0
     for number, share in enumerate(shares[:-1], start=1):
         run += share
         edge = round(extent * run / total / unit) * unit
         edges.append(min(max(edge, edges[-1] + 1), extent - (count - number)))
     return [*edges, extent]
+
+
+def _fairest(extent: int, shares: Sequence[float], unit: int) -> list[int]:
+    """Hand out one unit after the other, each to the part that is the smallest with it."""
+    units = [1] * len(shares)
+    queue = [(2 / share, number) for number, share in enumerate(shares)]
+    heapify(queue)
+    for _ in range(max(1, extent // unit) - len(shares)):
+        _, number = queue[0]
+        units[number] += 1
+        heapreplace(queue, ((units[number] + 1) / shares[number], number))
+    edges = [0, *(unit * edge for edge in accumulate(units))]
+    return [*edges[:-1], extent]
+
+
+def _longest(edges: Sequence[int], shares: Sequence[float]) -> float:
+    sizes = [stop - start for start, stop in pairwise(edges)]
+    return max(size / share for size, share in zip(sizes, shares, strict=True))
 
 
 def split_axes(graph: Graph, layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:

@@ -5,24 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from agent.errors import ModelError
-from agent.planner.dpfp import Allowed, Search
+from agent.planner.dpfp import Allowed, Choice, Search
 from agent.planner.layout import Shape, shapes_for, split_axes
 from agent.planner.lowering import lower
 from agent.planner.program import compile_programs
+from agent.planner.schedule import halo_bytes, make_schedule
+from agent.planner.simulate import simulate
 
 if TYPE_CHECKING:
     from agent.geometry import Region
     from agent.planner.cost import Device
-    from agent.planner.dpfp import Choice
     from agent.planner.graph import Graph
-    from agent.planner.program import Compiled, CompiledBlock
+    from agent.planner.program import Compiled
     from agent.planner.receptive_field import Field
+    from agent.planner.schedule import Schedule
+    from agent.planner.simulate import Simulated
+    from agent.spans import Span
     from agent.wire.program import Program
 
 Form = Literal["any", "rows", "columns", "grid"]
+Objective = Literal["latency", "throughput"]
+
+# What is in flight where throughput counts, and how much waiting then costs: other requests' work
+# fills it.
+_IN_FLIGHT = 4
+_WAITS: dict[Objective, float] = {"latency": 1.0, "throughput": 0.1}
 
 # Seconds that a byte of weights costs; the last is dearer than any exchange.
 _PRICES = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-3)
@@ -32,8 +42,10 @@ _PRICES = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-3)
 class Block:
     """One block of a plan: its layers, the tile of each device, and what it is predicted to cost.
 
-    `halo_bytes` are sent and `exchange_s` passes before it, `compute_s` is the slowest device's,
-    `flops` counts what all devices compute, border rows that two of them compute included.
+    `halo_bytes` are sent before it and `exchange_s` is what that adds, `compute_s` is the slowest
+    device's, `flops` counts what all devices compute, border rows that two of them compute
+    included. `overlapped` tells whether borders are apart from the interior, so that computing
+    hides some of the exchange.
     """
 
     index: int
@@ -44,6 +56,7 @@ class Block:
     compute_s: float
     exchange_s: float
     flops: float
+    overlapped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +76,8 @@ class Plan:
     """One model on one set of devices.
 
     `devices` are those that take part, fastest first; the first one answers. `cuts` and `layouts`
-    are the choice itself, as `compile_plan` takes them. `distributed_share` is the share of the
+    are the choice itself, as `compile_plan` takes them. `predicted_s` is the time of a request that
+    is alone, and `spans` what devices do meanwhile. `distributed_share` is the share of the
     arithmetic that several devices do together. `undistributed` are the operators that are not.
     """
 
@@ -75,6 +89,7 @@ class Plan:
     cuts: tuple[int, ...]
     layouts: tuple[Shape, ...]
     predicted_s: float
+    spans: tuple[Span, ...]
     distributed_share: float
     undistributed: tuple[Undistributed, ...]
 
@@ -108,6 +123,9 @@ def compile_plan(
     layouts: Sequence[Shape] | int | None = None,
     form: Form = "any",
     exact: bool = False,
+    overlap: bool = True,
+    objective: Objective = "latency",
+    broker_bytes_per_s: float | None = None,
 ) -> Plan:
     """Find the fastest plan and compile it to programs.
 
@@ -120,6 +138,10 @@ def compile_plan(
             every block uses as far as its tensors can be split; None lets the planner choose.
         form: which layouts there are: rows, columns, grids (as square as can be), or any.
         exact: do without partial results, which are summed in another order than by one device.
+        overlap: whether devices may compute while halos travel.
+        objective: the time of a request that is alone, or that of several in flight.
+        broker_bytes_per_s: rate of the broker's own link in each direction; None for the fastest
+            device's.
 
     Raises:
         ModelError: if what is forced is impossible, or the devices' memory does not suffice.
@@ -128,8 +150,20 @@ def compile_plan(
         raise ModelError("a plan needs at least one device")
     lowered = lower(graph, 1 if exact else len(devices))
     usable = sorted(devices, key=lambda device: (-device.flops_per_s, device.id))
+    allowed = Allowed(cuts, layouts)
     while True:
-        plan = _plan_within_memory(lowered, usable, model_name, Allowed(cuts, layouts), form)
+        shapes = shapes_of_form(len(usable), form, wide=_is_wide(lowered, allowed))
+        broker = broker_bytes_per_s or max(device.link_bytes_per_s for device in usable)
+        search = Search(
+            lowered,
+            usable,
+            shapes,
+            broker_bytes_per_s=broker,
+            overlap=overlap,
+            waits=_WAITS[objective],
+        )
+        requests = 1 if objective == "latency" else _IN_FLIGHT
+        plan = _Planner(search, model_name, broker, requests).plan(allowed)
         if plan is not None:
             return plan
         tightest = min(usable, key=lambda device: device.memory_limit_bytes or float("inf"))
@@ -141,25 +175,65 @@ def compile_plan(
             )
 
 
-def _plan_within_memory(
-    graph: Graph,
-    devices: Sequence[Device],
-    model: str,
-    allowed: Allowed,
-    form: Form,
-) -> Plan | None:
-    """Return the fastest plan that fits, or None: weights get dearer as long as none does."""
-    shapes = shapes_of_form(len(devices), form, wide=_is_wide(graph, allowed))
-    search = Search(graph, devices, shapes)
-    limits = {device.id: device.memory_limit_bytes for device in devices}
-    for price in _PRICES:
-        found = search.best(replace(allowed, seconds_per_byte=price))
-        if found is None:
-            return None
-        compiled = compile_programs(search, found[0], model)
-        if all(nbytes <= (limits[d] or nbytes) for d, nbytes in compiled.memory.items()):
-            return _plan(search, found[0], compiled, found[1])
-    return None
+class _Candidate(NamedTuple):
+    """A choice of blocks, with what the simulation says of it: alone, and as many as wanted."""
+
+    choices: tuple[Choice, ...]
+    schedule: Schedule
+    alone: Simulated
+    seconds: float
+
+
+class _Planner:
+    """Finds and compiles plans on some devices."""
+
+    def __init__(self, search: Search, model: str, broker: float, requests: int) -> None:
+        self._search, self._model = search, model
+        self._broker, self._requests = broker, requests
+
+    def plan(self, allowed: Allowed) -> Plan | None:
+        """Return the fastest plan that fits, or None: weights get dearer as long as none does."""
+        for price in _PRICES:
+            found = self._search.best(replace(allowed, seconds_per_byte=price))
+            if found is None:
+                return None
+            free = allowed.cuts is None and allowed.layouts is None
+            for candidate in self._ranked(found[0], single=free):
+                compiled = compile_programs(
+                    self._search, candidate.schedule, candidate.alone.starts, self._model
+                )
+                if self._fits(compiled):
+                    return _plan(self._search, candidate, compiled)
+        return None
+
+    def _ranked(self, found: tuple[Choice, ...], *, single: bool) -> list[_Candidate]:
+        """Return what may be the fastest, the fastest first.
+
+        Args:
+            found: the choice of the search, whose cost model is coarser than the simulation.
+            single: whether one device alone is a candidate.
+        """
+        search = self._search
+        options = [found]
+        if any(choice.overlapped for choice in found):
+            options.append(tuple(replace(choice, overlapped=False) for choice in found))
+        if single and search.layouts.shapes[0].tiles == 1 < max(c.shape.tiles for c in found):
+            options.append((Choice(0, len(search.layers), 0, search.layouts.shapes[0]),))
+        return sorted(map(self._candidate, options), key=lambda candidate: candidate.seconds)
+
+    def _candidate(self, choices: tuple[Choice, ...]) -> _Candidate:
+        schedule = make_schedule(self._search, choices)
+        alone = self._simulate(schedule, 1)
+        several = alone if self._requests == 1 else self._simulate(schedule, self._requests)
+        return _Candidate(choices, schedule, alone, several.seconds)
+
+    def _simulate(self, schedule: Schedule, requests: int) -> Simulated:
+        devices = self._search.layouts.devices
+        return simulate(schedule, self._search.graph, devices, self._broker, requests)
+
+    def _fits(self, compiled: Compiled) -> bool:
+        limits = {device.id: device.memory_limit_bytes for device in self._search.layouts.devices}
+        return all(nbytes <= (limits[d] or nbytes) for d, nbytes in compiled.memory.items())
 
 
 def _is_wide(graph: Graph, allowed: Allowed) -> bool:
@@ -172,34 +246,43 @@ def _is_wide(graph: Graph, allowed: Allowed) -> bool:
     return len(extents) > 1 and extents[1] > extents[0]
 
 
-def _plan(search: Search, choices: Sequence[Choice], compiled: Compiled, seconds: float) -> Plan:
-    programs = compiled.programs
-    first = next(iter(programs.values()))
+def _plan(search: Search, candidate: _Candidate, compiled: Compiled) -> Plan:
+    choices, programs = candidate.choices, compiled.programs
     return Plan(
-        model=first.model,
+        model=next(iter(programs.values())).model,
         devices=tuple(programs),
         programs=programs,
         segments=compiled.segments,
-        blocks=tuple(_block(search, n, block) for n, block in enumerate(compiled.blocks)),
+        blocks=_blocks(search, candidate),
         cuts=tuple(choice.stop for choice in choices[:-1]),
         layouts=tuple(choice.shape for choice in choices),
-        predicted_s=seconds,
+        predicted_s=candidate.alone.seconds,
+        spans=candidate.alone.spans,
         distributed_share=_distributed_share(search, choices),
         undistributed=_undistributed(search, choices),
     )
 
 
-def _block(search: Search, index: int, block: CompiledBlock) -> Block:
-    choice = block.choice
-    return Block(
-        index=index,
-        layers=tuple(layer.label for layer in search.layers[choice.start : choice.stop]),
-        devices=tuple(block.tiles),
-        tiles=block.tiles,
-        halo_bytes=block.halo_bytes,
-        compute_s=choice.compute_s,
-        exchange_s=choice.exchange_s,
-        flops=block.flops,
+def _blocks(search: Search, candidate: _Candidate) -> tuple[Block, ...]:
+    schedule, devices = candidate.schedule, search.layouts.devices
+    sent = halo_bytes(schedule, search)
+    busy = [[0.0] * schedule.devices for _ in candidate.choices]
+    for task in schedule.tasks:
+        busy[task.block][task.device] += task.seconds
+    divided = {task.block for task in schedule.tasks if task.parted}
+    return tuple(
+        Block(
+            index=index,
+            layers=tuple(layer.label for layer in search.layers[choice.start : choice.stop]),
+            devices=tuple(devices[rank].id for rank in schedule.tiles[index]),
+            tiles={devices[rank].id: tile for rank, tile in schedule.tiles[index].items()},
+            halo_bytes=sent[index],
+            compute_s=max(busy[index]),
+            exchange_s=choice.exchange_s,
+            flops=schedule.flops[index],
+            overlapped=index in divided,
+        )
+        for index, choice in enumerate(candidate.choices)
     )
 
 

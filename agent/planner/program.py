@@ -1,17 +1,15 @@
-"""Programs: from the chosen blocks to what each device runs, sends and answers."""
+"""Programs: from a schedule to what each device runs, sends and answers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agent.errors import ModelError
-from agent.geometry import intersect, missing, shape_of, size, whole
-from agent.planner.cost import Work
-from agent.planner.receptive_field import Demand
+from agent.geometry import missing, shape_of, size, whole
 from agent.planner.segments import build_segment
 from agent.wire.program import Part, Program, SegmentSpec, Send, Step, TensorSpec, blob_ref
 
@@ -19,40 +17,56 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from agent.geometry import Region
-    from agent.planner.dpfp import Choice, Search
+    from agent.planner.dpfp import Search
+    from agent.planner.schedule import Schedule, Task
     from agent.planner.segments import Segment
 
 
 @dataclass(slots=True)
-class CompiledBlock:
-    """What one block became: its tiles by device, and the bytes sent before it runs."""
-
-    choice: Choice
-    tiles: dict[str, list[tuple[str, Region]]] = field(default_factory=dict)
-    halo_bytes: int = 0
-    flops: float = 0.0
-
-
-@dataclass(slots=True)
 class Compiled:
-    """Programs by device, segments by digest, and the blocks that they came from."""
+    """Programs by device, segments by digest, and the bytes of memory that devices need."""
 
     programs: dict[str, Program]
     segments: dict[str, bytes]
-    blocks: list[CompiledBlock]
     memory: dict[str, int]
 
 
-def compile_programs(search: Search, choices: Sequence[Choice], model: str) -> Compiled:
-    """Turn the chosen blocks into one program per device."""
-    compiler = _Compiler(search, choices, model)
-    blocks = [compiler.block(number, choice) for number, choice in enumerate(choices)]
-    compiler.gather()
+def compile_programs(
+    search: Search, schedule: Schedule, starts: Sequence[float], model: str
+) -> Compiled:
+    """Turn a schedule into one program per device.
+
+    Args:
+        search: what the schedule was made from.
+        schedule: tasks and transfers.
+        starts: when each task is predicted to start, in seconds.
+        model: the name under which the programs serve it.
+    """
+    tensors: dict[str, int] = {}
+    taking_part = search.layouts.devices[: schedule.devices]
+    devices = [_DeviceProgram(device.id, search, tensors) for device in taking_part]
+    segments: dict[str, bytes] = {}
+    for task, start in zip(schedule.tasks, starts, strict=True):
+        segment = build_segment(
+            search.graph,
+            task.walked[::-1],
+            task.reads,
+            list(task.writes),
+            task.row,
+            blocked=search.blocked,
+        )
+        ref = blob_ref(segment.graph)
+        segments[ref.digest] = segment.graph
+        devices[task.device].step(segment, SegmentSpec(ref, segment.weights), task, start)
+    for transfer in schedule.transfers:
+        sender = devices[transfer.sender]
+        part = sender.part(transfer.tensor, transfer.region)
+        sender.sends.append(Send(part, devices[transfer.reader].id))
+    devices[0].answers = tuple(devices[0].part(*read) for read in schedule.answers.items())
     return Compiled(
-        {device.id: device.program(model) for device in compiler.devices},
-        compiler.segments,
-        blocks,
-        {device.id: device.memory() for device in compiler.devices},
+        {device.id: device.program(model) for device in devices},
+        segments,
+        {device.id: device.memory() for device in devices},
     )
 
 
@@ -64,7 +78,6 @@ class _DeviceProgram:
 
     def __init__(self, device: str, search: Search, tensors: dict[str, int]) -> None:
         self.id = device
-        self.held: dict[str, list[Region]] = {}
         self.sends: list[Send] = []
         self.answers: tuple[Part, ...] = ()
         self._graph = search.graph
@@ -72,25 +85,16 @@ class _DeviceProgram:
         self._segments: dict[SegmentSpec, int] = {}
         self._steps: list[Step] = []
         self._peak = 0
-        self.holds(self.part(search.graph.input, whole(search.graph.shape(search.graph.input))))
+        self.part(search.graph.input, whole(search.graph.shape(search.graph.input)))
 
     def part(self, tensor: str, region: Region) -> Part:
         return Part(self._tensors.setdefault(tensor, len(self._tensors)), region)
 
-    def holds(self, part: Part) -> None:
-        name = list(self._tensors)[part.tensor]
-        self.held.setdefault(name, []).append(part.region)
-
-    def lacks(self, tensor: str, region: Region) -> list[Region]:
-        return missing(region, self.held.get(tensor, []))
-
-    def step(self, segment: Segment, spec: SegmentSpec, block: int, seconds: float) -> None:
+    def step(self, segment: Segment, spec: SegmentSpec, task: Task, start: float) -> None:
         reads = tuple(self.part(*read) for read in segment.reads)
         writes = tuple(self.part(*write) for write in segment.writes)
         number = self._segments.setdefault(spec, len(self._segments))
-        self._steps.append(Step(number, reads, writes, block, seconds))
-        for part in writes:
-            self.holds(part)
+        self._steps.append(Step(number, reads, writes, task.block, task.seconds, start))
         touched = (*segment.reads, *segment.writes)
         self._peak = max(self._peak, sum(size(r) * self._graph.itemsize(n) for n, r in touched))
 
@@ -112,71 +116,6 @@ class _DeviceProgram:
         rows = {(w.parts, w.offset, w.shape): w for s in self._segments for w in s.weights}
         used = sum(prod(w.shape) * np.dtype(w.dtype).itemsize for w in rows.values())
         return used + self._peak
-
-
-class _Compiler:
-    """Writes all devices' programs together, block by block."""
-
-    def __init__(self, search: Search, choices: Sequence[Choice], model: str) -> None:
-        used = max(choice.shape.tiles for choice in choices)
-        self.model = model
-        self.segments: dict[str, bytes] = {}
-        tensors: dict[str, int] = {}
-        taking_part = search.layouts.devices[:used]
-        self.devices = [_DeviceProgram(d.id, search, tensors) for d in taking_part]
-        self._search = search
-        self._owners: dict[str, list[tuple[_DeviceProgram, Region]]] = {}
-
-    def block(self, number: int, choice: Choice) -> CompiledBlock:
-        """Write the steps of one block, and the sends that bring what they read."""
-        search = self._search
-        numbers = search.layouts.tiles_of(choice.layout)
-        layers = search.layers[choice.start : choice.stop]
-        made = {name for layer in layers for f in layer.fields for name in f.node.outputs}
-        outputs = [name for name in search.live[choice.stop] if name in made]
-        tiles = {name: search.layouts.tiles(name) for name in outputs}
-        demand, work = Demand(search.graph, tiles), Work.none(len(search.layouts.layout))
-        walked = [r for layer in layers[::-1] for r in work.add(layer, demand, search.graph)]
-        seconds = search.compute_seconds(work, {**tiles, **demand.boxes})
-        block = CompiledBlock(choice, flops=float(work.flops[numbers].sum()))
-        taking_part = list(zip(self.devices, numbers, strict=False))
-        for device, tile in taking_part:
-            reads = {name: box.region(tile) for name, box in sorted(demand.boxes.items())}
-            segment = build_segment(
-                search.graph, walked[::-1], reads, outputs, tile, blocked=search.blocked
-            )
-            block.halo_bytes += sum(self._bring(*read, device) for read in segment.reads)
-            device.step(segment, self._keep(segment), number, float(seconds[tile]))
-            block.tiles[device.id] = [(name, box.region(tile)) for name, box in tiles.items()]
-        for name, box in tiles.items():
-            self._owners[name] = [(device, box.region(tile)) for device, tile in taking_part]
-        return block
-
-    def gather(self) -> None:
-        """Bring every output to the first device, which answers."""
-        answering = self.devices[0]
-        graph = self._search.graph
-        wanted = [(name, whole(graph.shape(name))) for name in graph.outputs]
-        for name, region in wanted:
-            self._bring(name, region, answering)
-        answering.answers = tuple(answering.part(*read) for read in wanted)
-
-    def _bring(self, tensor: str, region: Region, reader: _DeviceProgram) -> int:
-        """Have the owners send what `reader` lacks of a region; return the bytes sent."""
-        sent = 0
-        for gap in reader.lacks(tensor, region):
-            for owner, tile in self._owners[tensor]:
-                piece = intersect(gap, tile)
-                if piece is not None:
-                    owner.sends.append(Send(owner.part(tensor, piece), reader.id))
-                    reader.holds(reader.part(tensor, piece))
-                    sent += size(piece) * self._search.graph.itemsize(tensor)
-        return sent
-
-    def _keep(self, segment: Segment) -> SegmentSpec:
-        ref = blob_ref(segment.graph)
-        self.segments[ref.digest] = segment.graph
-        return SegmentSpec(ref, segment.weights)
 
 
 def check(programs: Mapping[str, Program]) -> None:

@@ -100,14 +100,14 @@ class _Tables:
         self._search = search
         self._layouts = range(len(search.layouts.shapes))
         self._ends = search._cost.gather(search.graph.outputs)
-        self._blocks = {
+        self._blocks: dict[tuple[int, int], Floats] = {
             (start, stop): block
             for stop in range(1, len(search.layers) + 1)
             for start, block in self._before(stop)
         }
 
-    def _before(self, stop: int) -> Iterator[tuple[int, tuple[Floats, Floats]]]:
-        """Every block that ends at `stop`: the layers before it, its exchange and arithmetic."""
+    def _before(self, stop: int) -> Iterator[tuple[int, Floats]]:
+        """Every block that ends at `stop`: the layers before it, and its seconds."""
         search, cost = self._search, self._search._cost
         shared = [name for name in search.live[stop] if name != search.graph.input]
         tiles = {name: search.layouts.tiles(name) for name in shared}
@@ -115,8 +115,9 @@ class _Tables:
         for start in range(stop - 1, -1, -1):
             work.add(search.layers[start], demand, search.graph)
             borders = search._bytes(tiles) + search._bytes(demand.boxes)
-            compute = cost.largest(cost.compute(work, borders))
-            yield start, (cost.exchange(demand.boxes, tiles), compute)
+            exchange = cost.exchange(demand.boxes, tiles)
+            compute = cost.compute(work, borders)
+            yield start, cost.block(compute, work.weights, exchange, stop - start).seconds
 
     def every(self, cuts: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], float]]:
         """Every choice of layouts that fit between these cuts, with its seconds."""
@@ -125,8 +126,7 @@ class _Tables:
         for layouts in product(*fitting):
             seconds = float(self._ends[layouts[-1]])
             for block, before, layout in zip(pairwise(edges), (0, *layouts), layouts, strict=False):
-                exchange, compute = self._blocks[block]
-                seconds += float(exchange[layout, before] + compute[layout])
+                seconds += float(self._blocks[block][layout, before])
             yield layouts, seconds
 
     def _fits(self, stop: int, layout: int) -> bool:
@@ -148,19 +148,23 @@ def test_predicted_time_is_what_its_parts_say(tmp_path: Path) -> None:
     y = b.conv(b.conv("x", 4, pads=[1] * 4), 4, pads=[1] * 4)
     _, graph = load(b.save(tmp_path / "m.onnx", y))
     one, two = (Device(n, 1e9, 1e9, 1e6, 0.01, 0.002) for n in "ab")
-    plan = compile_plan(graph, [one, two], model_name="m", cuts=[1], layouts=[Shape(2, 1)] * 2)
+    plan = compile_plan(
+        graph, [one, two], model_name="m", cuts=[1], layouts=[Shape(2, 1)] * 2, overlap=False
+    )
     row, half = 4 * 16 * 4, 16
     first, second = plan.blocks
     assert (first.halo_bytes, second.halo_bytes) == (0, 2 * row)
     assert first.exchange_s == 0
     copied = (half + 1) * row / 1e9
-    assert second.exchange_s == pytest.approx(0.01 + row / 1e6 + copied)
+    assert second.exchange_s == pytest.approx(0.01 + 2 * row / 1e6 + copied)
     borders = (half + 1) * 2 * 16 * 4 + half * row
     arithmetic = half * 16 * 4 * 2 * 2 * 9
-    assert first.compute_s == pytest.approx(arithmetic / 1e9 + 2 * borders / 1e9 + 0.002)
-    gather = 0.01 + half * row / 1e6 + 2 * half * row / 1e9
-    blocks = sum(block.compute_s + block.exchange_s for block in plan.blocks)
-    assert plan.predicted_s == pytest.approx(blocks + gather)
+    alone = arithmetic / 1e9 + 2 * borders / 1e9 + 0.002
+    assert first.compute_s == pytest.approx(alone)
+    # The row of "a" crosses two links; its own tile is there then, and goes back as a whole.
+    halo, gather = 0.01 + 2 * row / 1e6, 0.01 + 2 * half * row / 1e6
+    expected = first.compute_s + halo + copied + second.compute_s + gather
+    assert plan.predicted_s == pytest.approx(expected)
 
 
 def test_an_exchange_takes_as_long_as_its_busiest_sender(tmp_path: Path) -> None:
@@ -169,9 +173,39 @@ def test_an_exchange_takes_as_long_as_its_busiest_sender(tmp_path: Path) -> None
     y = b.add("Relu", b.add("MaxPool", "x", kernel_shape=[1, 1]))
     _, graph = load(b.save(tmp_path / "m.onnx", y))
     three = [Device(n, 1e9, 1e30, 1e6, 0.0, 0.0) for n in "abc"]
-    plan = compile_plan(graph, three, model_name="m", cuts=[1], layouts=[Shape(1, 1), Shape(3, 1)])
+    layouts = [Shape(1, 1), Shape(3, 1)]
+    plan = compile_plan(
+        graph,
+        three,
+        model_name="m",
+        cuts=[1],
+        layouts=layouts,
+        broker_bytes_per_s=1e9,
+        overlap=False,
+    )
     assert plan.blocks[1].halo_bytes == 20 * 2 * 16 * 4
-    assert plan.blocks[1].exchange_s == pytest.approx(20 * 2 * 16 * 4 / 1e6)
+    assert plan.blocks[1].exchange_s == pytest.approx(1.5 * 20 * 2 * 16 * 4 / 1e6)
+
+
+def test_an_exchange_takes_as_long_as_the_brokers_link(tmp_path: Path) -> None:
+    """Four devices change from rows to columns: all that moves crosses one slow link."""
+    b = Builder((1, 2, 32, 32))
+    y = b.add("Relu", b.add("MaxPool", "x", kernel_shape=[1, 1]))
+    _, graph = load(b.save(tmp_path / "m.onnx", y))
+    four = [Device(n, 1e9, 1e30, 1e9, 0.0, 0.0) for n in "abcd"]
+    layouts = [Shape(4, 1), Shape(1, 4)]
+    plan = compile_plan(
+        graph,
+        four,
+        model_name="m",
+        cuts=[1],
+        layouts=layouts,
+        broker_bytes_per_s=1e6,
+        overlap=False,
+    )
+    moved = 3 * 2 * 32 * 32
+    assert plan.blocks[1].halo_bytes == moved
+    assert plan.blocks[1].exchange_s == pytest.approx(moved / 1e6)
 
 
 def test_tiles_follow_capacity(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_published_model_is_split_rightly(name: str, count: int, form: Form, f
     model, graph = load(path)
     # Slow devices on a fast link share whatever can be shared.
     fleet = [
-        Device(f"d{n}", 1e7 * (1 + n % 2), 1e7, 1e9, link_latency_s=1e-5, step_overhead_s=1e-5)
+        Device(f"d{n}", 1e7 * (1 + n % 2), 1e8, 1e9, link_latency_s=1e-5, step_overhead_s=1e-5)
         for n in range(count)
     ]
     plan = compile_plan(graph, fleet, model_name=model.name, form=form)
