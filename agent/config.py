@@ -136,6 +136,22 @@ class RuntimeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     memory_limit_mb: Annotated[
         Count | None, Meta(description="memory that plans may use on this device; if unset, all")
     ] = None
+    slowness: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=1000,
+            description="for emulation only: play a device that is this many times slower "
+            "(docs/rig.md)",
+        ),
+    ] = 1.0
+    pace_lock: Annotated[
+        Path | None,
+        Meta(
+            description="for emulation only: a file that devices played on one machine lock to "
+            "measure one at a time"
+        ),
+    ] = None
 
 
 class StoreConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -33,16 +33,17 @@ def measure_capacity(
     memory_limit_bytes: int | None,
     link_latency_s: float,
     link_bytes_per_s: float,
+    probe_s: float = PROBE_S,
 ) -> Capacity:
-    """Measure the compute rate on a small convolution, and memory bandwidth, in about 2 s."""
+    """Measure the compute rate on a small convolution and memory bandwidth, `probe_s` each."""
     capacity = Capacity(
         cpu=cpu_model(),
         cores=os.cpu_count() or 1,
         threads=options.threads or len(os.sched_getaffinity(0)),
         memory_bytes=psutil.virtual_memory().total,
         providers=options.providers,
-        flops_per_s=measure_flops(options),
-        memory_bytes_per_s=measure_copy(),
+        flops_per_s=measure_flops(options, probe_s),
+        memory_bytes_per_s=measure_copy(probe_s),
         link_latency_s=link_latency_s,
         link_bytes_per_s=link_bytes_per_s,
         memory_limit_bytes=memory_limit_bytes,
@@ -51,26 +52,26 @@ def measure_capacity(
     return capacity
 
 
-def measure_flops(options: RuntimeOptions) -> float:
+def measure_flops(options: RuntimeOptions, probe_s: float = PROBE_S) -> float:
     """Return the rate, in flop/s, of two 3x3 convolutions like those in the middle of a CNN."""
     graph = files("agent.adapters").joinpath("probe.onnx").read_bytes()
     segment = Segment(graph, {}, options)
     image = np.ones(PROBE_SHAPE, np.float32)
     segment.run([image])
-    return PROBE_FLOPS / _fastest(lambda: segment.run([image]))
+    return PROBE_FLOPS / _fastest(lambda: segment.run([image]), probe_s)
 
 
-def measure_copy() -> float:
+def measure_copy(probe_s: float = PROBE_S) -> float:
     """Return how many bytes a second one thread copies in memory."""
     source = np.ones(COPY_BYTES, np.uint8)
     target = np.empty_like(source)
-    return COPY_BYTES / _fastest(lambda: np.copyto(target, source))
+    return COPY_BYTES / _fastest(lambda: np.copyto(target, source), probe_s)
 
 
-def _fastest(work: Callable[[], object]) -> float:
+def _fastest(work: Callable[[], object], probe_s: float) -> float:
     # The quickest of many: whatever else ran meanwhile, as at the start of a system, only adds.
     best = float("inf")
-    until = time.perf_counter() + PROBE_S
+    until = time.perf_counter() + probe_s
     while (start := time.perf_counter()) < until:
         work()
         best = min(best, time.perf_counter() - start)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from agent.adapters.runtime import RuntimeOptions, Segment
+from agent.adapters.runtime import Runnable, RuntimeOptions, Segment
 from agent.geometry import intersect, shape_of, slices_within
 from agent.wire.tensors import array_of, itemsize
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -67,7 +67,7 @@ class LoadedProgram:
     `segments` may be shared with other programs: equal segments are loaded once.
     """
 
-    def __init__(self, program: Program, segments: Sequence[Segment]) -> None:
+    def __init__(self, program: Program, segments: Sequence[Runnable]) -> None:
         self.program = program
         self._segments = segments
 
@@ -77,12 +77,18 @@ class LoadedProgram:
 
     def run(self, step: int, inputs: Sequence[Sequence[Held]]) -> tuple[NDArray[Any], ...]:
         """Run a step on the pieces that cover each of its reads; one array for each write."""
-        spec = self.program.steps[step]
-        arrays = [
+        return self.compute(step, self.assemble(step, inputs))
+
+    def assemble(self, step: int, inputs: Sequence[Sequence[Held]]) -> list[NDArray[Any]]:
+        """Return a step's reads from the pieces that cover each."""
+        return [
             gather(part.region, self.tensor(part.tensor).dtype, pieces)
-            for part, pieces in zip(spec.reads, inputs, strict=True)
+            for part, pieces in zip(self.program.steps[step].reads, inputs, strict=True)
         ]
-        return tuple(self._segments[spec.segment].run(arrays))
+
+    def compute(self, step: int, reads: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+        """Run a step's segment on its reads; one array for each write."""
+        return tuple(self._segments[self.program.steps[step].segment].run(reads))
 
     def outputs(self, pieces: Sequence[Sequence[Held]]) -> dict[str, NDArray[Any]]:
         """Return the model's outputs by name from the pieces that cover each answer part."""
@@ -92,13 +98,26 @@ class LoadedProgram:
         }
 
 
-class Loader:
-    """Loads programs; segments that another loaded program has are shared, not loaded again."""
+def _as_it_is(segment: Runnable) -> Runnable:
+    return segment
 
-    def __init__(self, store: BlobStore | MemoryBlobs, options: RuntimeOptions) -> None:
+
+class Loader:
+    """Loads programs; segments that another loaded program has are shared, not loaded again.
+
+    `wrap` makes of a loaded segment what runs in its place.
+    """
+
+    def __init__(
+        self,
+        store: BlobStore | MemoryBlobs,
+        options: RuntimeOptions,
+        wrap: Callable[[Runnable], Runnable] = _as_it_is,
+    ) -> None:
         self._store = store
         self._options = options
-        self._loaded: dict[SegmentSpec, Segment] = {}
+        self._wrap = wrap
+        self._loaded: dict[SegmentSpec, Runnable] = {}
 
     def load(self, program: Program) -> LoadedProgram:
         """Load every segment of `program`.
@@ -111,14 +130,14 @@ class Loader:
                 self._loaded[spec] = self._load(spec)
         return LoadedProgram(program, [self._loaded[spec] for spec in program.segments])
 
-    def _load(self, spec: SegmentSpec) -> Segment:
+    def _load(self, spec: SegmentSpec) -> Runnable:
         mapped = {w.name: self._store.map([p.digest for p in w.parts]) for w in spec.weights}
         weights = {w.name: weight_array(w, mapped[w.name].array) for w in spec.weights}
         segment = Segment(bytes(self._store.read(spec.graph.digest)), weights, self._options)
         # Onnxruntime keeps most weights in a layout of its own; what it still reads comes back.
         for files in mapped.values():
             files.drop_pages()
-        return segment
+        return self._wrap(segment)
 
     def retain(self, programs: Sequence[Program]) -> None:
         """Forget every segment that none of `programs` uses."""

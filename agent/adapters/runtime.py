@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+EXAMPLE_SEED = 1
+_TYPES = {"float": "float32", "double": "float64"}
+
 # What fails is raised as well; printed too, it would only look like a second failure.
 _FATAL_ONLY = 4
 
@@ -26,6 +29,18 @@ class RuntimeOptions:
 
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     threads: int = 1
+
+
+class Runnable(Protocol):
+    """What computes a segment."""
+
+    def example(self) -> list[Array]:
+        """Return inputs of the right shapes and types, to measure with."""
+        ...
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Compute the outputs; see `Segment.run`."""
+        ...
 
 
 class Segment:
@@ -46,6 +61,11 @@ class Segment:
         settings.add_external_initializers(list(weights), self._weights)
         self._session = _session(graph, settings, options)
         self._inputs = [value.name for value in self._session.get_inputs()]
+
+    def example(self) -> list[Array]:
+        """Return inputs of the graph's shapes and types: noise for floats, zeros else."""
+        random = np.random.Generator(np.random.PCG64(EXAMPLE_SEED))
+        return [_example(value, random) for value in self._session.get_inputs()]
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Compute the outputs.
@@ -111,6 +131,15 @@ def _settings(options: RuntimeOptions) -> Any:
         # Threads that wait by spinning take the core from the network while halos travel.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return settings
+
+
+def _example(value: Any, random: np.random.Generator) -> Array:
+    name = value.type.removeprefix("tensor(").removesuffix(")")
+    dtype = np.dtype(_TYPES.get(name, name))
+    example: Array = np.zeros(value.shape, dtype)
+    if dtype.kind == "f":
+        example[...] = random.random(value.shape, np.float32)
+    return example
 
 
 def _value(array: Array) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,6 +18,7 @@ from agent.service.jobs import Jobs
 from agent.service.link_probe import LinkProbe
 from agent.service.loop import monotonic
 from agent.service.member import Member
+from agent.service.pacing import Pacer
 from agent.service.transfer import FetchBroken, FetchDone
 from agent.wire import messages as wire
 from agent.wire.topics import Address, Kind
@@ -60,7 +60,9 @@ class AgentService(Member):
             limits.max_in_flight,
             traces=limits.traces,
         )
-        self._jobs = Jobs(store, self._options, limits.max_payload_mb << 20, monotonic)
+        self._pacer = Pacer(config.runtime.slowness, config.runtime.pace_lock)
+        max_bytes = limits.max_payload_mb << 20
+        self._jobs = Jobs(store, self._options, max_bytes, monotonic, self._pacer)
         self._executor = self.executor("executor")
         self._disk = self.executor("loader")
         self._probe = LinkProbe()
@@ -171,15 +173,19 @@ class AgentService(Member):
         if not self._probe.done:
             self._probe_link()
             return
+        self._disk.submit(self._measure, self._not_measured)
+
+    def _measure(self) -> wire.Capacity:
         limit = self.config.runtime.memory_limit_mb
-        measure = partial(
-            measure_capacity,
-            self._options,
-            None if limit is None else limit << 20,
-            self._probe.latency_s,
-            self._probe.bytes_per_s,
-        )
-        self._disk.submit(measure, self._not_measured)
+        with self._pacer.alone():
+            capacity = measure_capacity(
+                self._options,
+                None if limit is None else limit << 20,
+                self._probe.latency_s,
+                self._probe.bytes_per_s,
+                **self._pacer.probing,
+            )
+        return self._pacer.slowed(capacity)
 
     def _not_measured(self, error: Exception) -> None:
         self.fail(HaloMQError(f"onnxruntime does not work here: {reason_of(error)}"))
@@ -315,7 +321,8 @@ class AgentService(Member):
 
     def _publish_trace(self, effect: ev.PublishTrace) -> None:
         topic = self.topics.trace(effect.model, effect.trace.request)
-        self.publish(topic, wire.encode_json(effect.trace), qos=0)
+        trace = msgspec.structs.replace(effect.trace, pace=self._pacer.pace)
+        self.publish(topic, wire.encode_json(trace), qos=0)
 
     def _republish(self, effect: ev.Republish) -> None:
         reply = effect.reply

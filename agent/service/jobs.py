@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from agent.adapters.runtime import RuntimeOptions
     from agent.adapters.store import BlobStore
+    from agent.service.pacing import Pacer
     from agent.wire.manifest import Manifest
     from agent.wire.program import Program
 
@@ -37,9 +38,11 @@ class Jobs:
         options: RuntimeOptions,
         max_payload_bytes: int,
         clock: Callable[[], float],
+        pacer: Pacer,
     ) -> None:
         self._store = store
-        self._loader = Loader(store, options)
+        self._loader = Loader(store, options, pacer.segment)
+        self._pacer = pacer
         self._max_payload_bytes = max_payload_bytes
         self._clock = clock
         self._plans: dict[str, LoadedProgram] = {}
@@ -54,7 +57,8 @@ class Jobs:
 
     def load(self, plan: str, program: Program) -> ev.Loaded:
         """Load a plan's segments."""
-        self._plans[plan] = self._loader.load(program)
+        with self._pacer.alone():
+            self._plans[plan] = self._loader.load(program)
         trim_heap()
         # What is here now stays: a collection while a request runs need not look at it again.
         gc.collect()
@@ -79,19 +83,27 @@ class Jobs:
             )
         program = self._plans[job.plan].program
         spec = program.tensors[program.input]
-        image = decode_input(
-            job.payload, self._manifests[job.plan], spec.shape, spec.dtype, job.content_type
-        )
+        with self._pacer.work():
+            image = decode_input(
+                job.payload, self._manifests[job.plan], spec.shape, spec.dtype, job.content_type
+            )
         return ev.Decoded(job.key, job.plan, image, self._clock() - started)
 
     def run(self, job: ev.Run) -> ev.StepFinished:
         """Run a step of a plan."""
         started = self._clock()
-        arrays = self._plans[job.plan].run(job.step, job.inputs)
+        plan = self._plans[job.plan]
+        with self._pacer.work():
+            reads = plan.assemble(job.step, job.inputs)
+        arrays = plan.compute(job.step, reads)
         return ev.StepFinished(job.key, job.plan, job.step, arrays, started, self._clock())
 
     def conclude(self, job: ev.Conclude) -> ev.Concluded:
         """Make the answer of a request from its outputs."""
+        with self._pacer.work():
+            return self._conclude(job)
+
+    def _conclude(self, job: ev.Conclude) -> ev.Concluded:
         outputs = self._plans[job.plan].outputs(job.outputs)
         if job.tensors:
             messages: dict[str, Any] = {n: tensor_message(a) for n, a in outputs.items()}

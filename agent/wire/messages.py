@@ -275,11 +275,23 @@ class TransferTrace(Struct, frozen=True):
     peer: Text = ""
 
 
+class Pace(Struct, frozen=True):
+    """How far a device that plays a slower one kept its pace since its start.
+
+    Of `steps` so many as `late` took longer than on the slower device; `over_ms` is what these and
+    all other work took too long, together.
+    """
+
+    steps: int
+    late: int
+    over_ms: float
+
+
 class Trace(Struct, frozen=True):
     """What one device did for one request, in milliseconds since it arrived there.
 
     `total_ms` is when the device was done, or had all outputs; the answering device then made the
-    answer for `answer_ms`.
+    answer for `answer_ms`. `pace` is told by emulated devices only.
     """
 
     device: DeviceId
@@ -296,6 +308,7 @@ class Trace(Struct, frozen=True):
     answer_ms: float = 0.0
     sends: tuple[TransferTrace, ...] = ()
     receives: tuple[TransferTrace, ...] = ()
+    pace: Pace | None = None
 
 
 def fingerprint(payload: bytes) -> str:

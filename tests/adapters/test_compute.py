@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from agent.adapters.compute import LoadedProgram, Loader, gather, weight_array
-from agent.adapters.runtime import RuntimeOptions
+from agent.adapters.runtime import RuntimeOptions, Segment
 from agent.adapters.store import BlobStore, MemoryBlobs
 from agent.errors import HaloMQError, StoreError
 from agent.geometry import Region, hull, slices_within
@@ -245,3 +245,19 @@ def test_a_weight_that_is_missing_is_an_error(tmp_path: Path) -> None:
     store.put(segment.graph.digest, blobs[segment.graph.digest])
     with pytest.raises(StoreError, match=segment.weights[0].parts[0].digest[:12]):
         Loader(store, OPTIONS).load(program([segment]))
+
+
+def test_example_inputs_have_the_graphs_shapes_and_types() -> None:
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT16, [2, 3]),
+        helper.make_tensor_value_info("i", TensorProto.INT64, [1]),
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT16, [1, 3])]
+    graph = helper.make_graph([helper.make_node("Gather", ["x", "i"], ["y"])], "g", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    segment = Segment(model.SerializeToString(), {}, OPTIONS)
+    noise, index = segment.example()
+    assert (noise.shape, noise.dtype, index.tolist()) == ((2, 3), np.float16, [0])
+    assert len(np.unique(noise)) == 6
+    (output,) = segment.run([noise, index])
+    assert np.array_equal(output, noise[:1])
