@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo rig test lint clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [ARGS='--devices 2']  see four agents share one CNN"
+	@echo "make rig [ARGS='--devices 8']   measure a fleet of emulated devices (Linux, as root)"
 	@echo "make install                    .venv/bin/halomq, and nothing else"
 	@echo "make test                       all checks and tests"
 	@echo "make lint                       ruff and mypy alone"
@@ -21,6 +22,10 @@ install: $(VENV)/.installed-demo
 demo: install
 	@.ci/setup broker
 	$(BIN)/halomq demo $(ARGS)
+
+rig: install
+	@.ci/setup rig
+	$(BIN)/python -m benchmarks.rig $(ARGS)
 
 test: lint
 	@.ci/setup tests

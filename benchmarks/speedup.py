@@ -126,10 +126,6 @@ def compare(sides: list[Side], model: str, devices: int, requests: int) -> dict[
                 if side is sides[1]:
                     traces.append(told)
     single, many = (statistics.median(collected) for collected in times)
-    answering = sides[1].header.devices[0]
-    compute = statistics.median(max(t.compute_ms for t in told) for told in traces)
-    head = statistics.median(max(head_of(t) for t in told) for told in traces)
-    waited = statistics.median(t.wait_ms for told in traces for t in told if t.device == answering)
     return {
         "model": model,
         "devices": devices,
@@ -137,13 +133,23 @@ def compare(sides: list[Side], model: str, devices: int, requests: int) -> dict[
         "single_ms": round(single, 2),
         "distributed_ms": round(many, 2),
         "ideal_ms": round(single / devices, 2),
-        "compute_ms": round(compute, 2),
-        "head_ms": round(head, 2),
-        "exchange_ms": round(waited, 2),
-        "wait_ms": round(max(0.0, many - compute - waited), 2),
+        **breakdown(traces, sides[1].header.devices[0], many),
         "predicted_ms": round(sides[1].header.predicted_ms, 2),
         "requests": requests,
         "devices_used": len(sides[1].header.devices),
+    }
+
+
+def breakdown(traces: list[list[Trace]], answering: str, latency_ms: float) -> dict[str, float]:
+    """Return where the time of requests goes, from each one's traces."""
+    compute = statistics.median(max(t.compute_ms for t in told) for told in traces)
+    head = statistics.median(max(head_of(t) for t in told) for told in traces)
+    waited = statistics.median(t.wait_ms for told in traces for t in told if t.device == answering)
+    return {
+        "compute_ms": round(compute, 2),
+        "head_ms": round(head, 2),
+        "exchange_ms": round(waited, 2),
+        "wait_ms": round(max(0.0, latency_ms - compute - waited), 2),
     }
 
 

@@ -88,8 +88,8 @@ def test_a_taken_port_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
         taken.bind((local_broker.HOST, 0))
         taken.listen()
         free = local_broker._free_port
-        ports = iter([taken.getsockname()[1], free()])
-        monkeypatch.setattr(local_broker, "_free_port", lambda: next(ports))
+        ports = iter([taken.getsockname()[1], free(local_broker.HOST)])
+        monkeypatch.setattr(local_broker, "_free_port", lambda _host: next(ports))
         with LocalBroker.start(tmp_path) as broker:
             assert broker.port != taken.getsockname()[1]
             assert echo(broker) == b"hello"

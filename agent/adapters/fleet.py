@@ -27,7 +27,8 @@ class ProcessFleet:
     """Agents named device-1, device-2... and a coordinator, each a process with its own folder.
 
     A context manager: on leaving, it ends what it started (and the broker, if it started it).
-    `settings` are HALOMQ_* variables for all processes; `cores[i]` pins agent i to one core.
+    `settings` are HALOMQ_* variables for all processes, `own` those of single ones by name;
+    `cores[i]` pins agent i to one core.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class ProcessFleet:
         *,
         broker: LocalBroker | None = None,
         settings: Mapping[str, str] | None = None,
+        own: Mapping[str, Mapping[str, str]] | None = None,
         cores: Sequence[int] | None = None,
     ) -> None:
         self._folder = folder
         self._owns_broker = broker is None
         self.broker = broker or LocalBroker.start(folder / "broker")
         self._settings = dict(settings or {})
+        self.own = dict(own or {})
         self._cores = cores
         self.names = tuple(f"device-{number + 1}" for number in range(devices))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -71,6 +74,7 @@ class ProcessFleet:
             "HALOMQ_DEVICE": name,
             "HALOMQ_RUNTIME_THREADS": "1",
             **self._settings,
+            **self.own.get(name, {}),
         }
         command = [*tied_to_this_process(), sys.executable, "-m", "agent", role]
         if self._cores is not None and role == "agent":
@@ -84,7 +88,7 @@ class ProcessFleet:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                process_group=0,
             )
 
     def log(self, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""A broker of this process's own on a free loopback port: for the demo, benchmarks and tests."""
+"""A broker of this process's own on a free port: for the demo, benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -56,9 +56,11 @@ class LocalBroker:
     this process is killed.
     """
 
-    def __init__(self, kind: Kind, port: int, log: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, kind: Kind, host: str, port: int, log: Path, process: subprocess.Popen[bytes]
+    ) -> None:
         self.kind: Kind = kind
-        self.host = HOST
+        self.host = host
         self.port = port
         self.log = log
         self._process = process
@@ -71,12 +73,18 @@ class LocalBroker:
 
     @classmethod
     def start(
-        cls, folder: Path, *, allow_embedded: bool = True, config: Path | None = None
+        cls,
+        folder: Path,
+        *,
+        allow_embedded: bool = True,
+        config: Path | None = None,
+        host: str = HOST,
     ) -> LocalBroker:
         """Start Mosquitto, or amqtt where there is none, and wait until it accepts connections.
 
         `folder` keeps its configuration, state and log. `config` is a Mosquitto configuration to
-        use in place of the built-in one, with its (only) listener moved to the free port.
+        use in place of the built-in one, with its (only) listener moved to the free port. `host` is
+        the address of this machine to listen at; others than loopback take Mosquitto.
         """
         folder.mkdir(parents=True, exist_ok=True)
         mosquitto = find_mosquitto()
@@ -90,24 +98,24 @@ class LocalBroker:
         kind: Kind = "mosquitto" if mosquitto else "amqtt"
         log = folder / f"{kind}.log"
         for _ in range(ATTEMPTS):
-            port = _free_port()
+            port = _free_port(host)
             if mosquitto:
                 text = SETTINGS if config is None else config.read_text(encoding="utf-8")
                 file = folder / "mosquitto.conf"
-                file.write_text(_settings(text, folder, port), encoding="utf-8")
+                file.write_text(_settings(text, folder, host, port), encoding="utf-8")
                 command = [mosquitto, "-c", str(file)]
             else:
                 command = [sys.executable, "-m", "agent.adapters.amqtt_broker", "--port", str(port)]
             with log.open("wb") as output:
-                # A session of its own: Ctrl-C is for the program, which stops its broker last.
+                # A group of its own: Ctrl-C is for the program, which stops its broker last.
                 process = subprocess.Popen(
                     [*tied_to_this_process(), *command],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,
+                    process_group=0,
                 )
-            broker = cls(kind, port, log, process)
+            broker = cls(kind, host, port, log, process)
             if broker._accepts():
                 return broker
             broker.stop()
@@ -153,8 +161,8 @@ class LocalBroker:
         return False
 
 
-def _settings(text: str, folder: Path, port: int) -> str:
-    """Return Mosquitto's configuration `text` for one loopback port, with its state in `folder`."""
+def _settings(text: str, folder: Path, host: str, port: int) -> str:
+    """Return Mosquitto's configuration `text` for one listener, with its state in `folder`."""
     here = [f"persistence_location {folder}/", "log_dest stderr"]
     if os.geteuid() == 0:
         # Root's broker would become the user `mosquitto`, who may not read this folder.
@@ -165,11 +173,11 @@ def _settings(text: str, folder: Path, port: int) -> str:
         if word == "listener" and not listens:
             # In its place: TLS settings that follow belong to this listener.
             listens = True
-            kept.append(f"listener {port} {HOST}")
+            kept.append(f"listener {port} {host}")
         elif word not in OWN:
             kept.append(line)
     if not listens:
-        kept += [f"listener {port} {HOST}", "allow_anonymous true"]
+        kept += [f"listener {port} {host}", "allow_anonymous true"]
     return "\n".join([*here, *kept, ""])
 
 
@@ -182,8 +190,8 @@ def tied_to_this_process() -> list[str]:
     return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
 
 
-def _free_port() -> int:
-    """Return a loopback port that is free now."""
+def _free_port(host: str) -> int:
+    """Return a port that is free now."""
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])

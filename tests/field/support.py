@@ -15,7 +15,6 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from threading import Condition
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from unittest import mock
 
@@ -25,7 +24,6 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.adapters.fleet import ProcessFleet
 from agent.adapters.media import decode_input
 from agent.adapters.runtime import RuntimeOptions, WholeModel
 from agent.answers import answer as make_answer
@@ -39,11 +37,12 @@ from agent.wire.tensors import message_array
 from agent.wire.topics import Topics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from agent.adapters.fleet import ProcessFleet
     from agent.adapters.local_broker import LocalBroker
     from agent.packaging import PackagedModel
 
@@ -355,18 +354,6 @@ class Field:
             if name not in self.fleet.processes:
                 self.fleet.start(name)
         self.wait_online()
-
-
-class MixedFleet(ProcessFleet):
-    """A fleet with settings of their own for some of its processes."""
-
-    own: Mapping[str, Mapping[str, str]] = MappingProxyType({})
-    shared: Mapping[str, str] = MappingProxyType({})
-
-    def start(self, name: str) -> None:
-        """Start a process with the shared settings and its own."""
-        self._settings = dict(self.shared) | dict(self.own.get(name, {}))
-        super().start(name)
 
 
 def field_of(fleet: ProcessFleet, folder: Path, name: str = "home") -> Field:

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from agent.adapters.fleet import ProcessFleet
 from agent.errors import FleetError
 from agent.packaging import package_model
 from agent.wire import messages as wire
@@ -21,7 +22,6 @@ from agent.wire.tensors import encode_tensor
 from tests.field.conftest import MODELS
 from tests.field.support import (
     Field,
-    MixedFleet,
     Reference,
     answers,
     field_of,
@@ -343,9 +343,13 @@ def test_a_status_in_another_devices_name_does_not_count(home: Field, vgg: Refer
 def test_a_store_that_is_too_small_is_told_and_planned_around(
     home: Field, vgg: Reference, tmp_path: Path
 ) -> None:
-    fleet = MixedFleet(tmp_path, 2, broker=home.broker)
-    fleet.shared = {"HALOMQ_FLEET": "small"}
-    fleet.own = {"device-2": {"HALOMQ_STORE_LIMIT_MB": "1"}}
+    fleet = ProcessFleet(
+        tmp_path,
+        2,
+        broker=home.broker,
+        settings={"HALOMQ_FLEET": "small"},
+        own={"device-2": {"HALOMQ_STORE_LIMIT_MB": "1"}},
+    )
     with fleet:
         small = field_of(fleet, tmp_path, "small")
         small.wait_online()

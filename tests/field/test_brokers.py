@@ -17,7 +17,6 @@ from agent.wire.messages import decode_answer
 from tests.field.support import (
     WAIT_S,
     Field,
-    MixedFleet,
     Outcome,
     Reference,
     clean_environment,
@@ -88,16 +87,21 @@ def secured(
 ) -> Iterator[Field]:
     """Two agents and a coordinator that log in with TLS; its user is alice, a client."""
     folder = tmp_path_factory.mktemp("secured")
-    fleet = MixedFleet(folder, 0, broker=secure_broker.broker)
-    fleet.names = ("pi-1", "pi-2")
-    fleet.shared = {
-        "HALOMQ_BROKER_TLS": "true",
-        "HALOMQ_BROKER_CA_FILE": str(secure_broker.ca_file),
-    }
-    fleet.own = {
-        user: {"HALOMQ_BROKER_PASSWORD_FILE": str(secure_broker.password_file(user))}
-        for user in (*fleet.names, "coordinator")
-    }
+    agents = ("pi-1", "pi-2")
+    fleet = ProcessFleet(
+        folder,
+        len(agents),
+        broker=secure_broker.broker,
+        settings={
+            "HALOMQ_BROKER_TLS": "true",
+            "HALOMQ_BROKER_CA_FILE": str(secure_broker.ca_file),
+        },
+        own={
+            user: {"HALOMQ_BROKER_PASSWORD_FILE": str(secure_broker.password_file(user))}
+            for user in (*agents, "coordinator")
+        },
+    )
+    fleet.names = agents
     with fleet:
         broker = BrokerConfig(
             host=fleet.broker.host,
