@@ -24,6 +24,8 @@ from agent.wire.topics import NAME
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from agent.wire.manifest import Strategy
+
 
 @dataclass(frozen=True)
 class PackagedModel:
@@ -36,13 +38,16 @@ class PackagedModel:
     manifest: Manifest
 
 
-def package_model(path: Path, name: str | None = None, *, exact: bool = False) -> PackagedModel:
+def package_model(
+    path: Path, name: str | None = None, *, exact: bool = False, strategy: Strategy | None = None
+) -> PackagedModel:
     """Read a model and the manifest beside it, and check that they fit each other.
 
     Args:
         path: the ONNX file.
         name: the name to serve it under, by default the file's.
         exact: whether it is to be split without partial sums, whatever the manifest says.
+        strategy: how it is to be split; None for what the manifest says.
 
     Raises:
         ModelError: if the model cannot be served.
@@ -56,6 +61,20 @@ def package_model(path: Path, name: str | None = None, *, exact: bool = False) -
     manifest = _manifest(path, graph)
     if exact:
         manifest = msgspec.structs.replace(manifest, exact=True)
+    if strategy is not None:
+        manifest = msgspec.structs.replace(manifest, strategy=strategy)
+    return _packaged(title, imported, graph, manifest)
+
+
+def renamed(packaged: PackagedModel, name: str, strategy: Strategy) -> PackagedModel:
+    """Return a packaged model under another name and strategy; its weights are the same blobs."""
+    manifest = msgspec.structs.replace(packaged.manifest, strategy=strategy)
+    return _packaged(name, packaged.imported, packaged.graph, manifest)
+
+
+def _packaged(
+    title: str, imported: ImportedModel, graph: Graph, manifest: Manifest
+) -> PackagedModel:
     content = encode_manifest(manifest)
     package = ModelPackage(title, blob_ref(imported.graph), imported.weights, blob_ref(content))
     blobs: dict[str, bytes | memoryview] = {ref.digest: part for ref, part in imported.blobs()}

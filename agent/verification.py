@@ -14,6 +14,7 @@ from agent.first_difference import FirstDifference, Locator
 from agent.local import LocalFleet
 from agent.packaging import package_model
 from agent.planner import Device, compile_plan
+from agent.planner.strategies import compile_strategy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from agent.planner import Graph, Plan
     from agent.planner.plan import Form, Undistributed
+    from agent.wire.manifest import Strategy
 
 __all__ = [
     "FirstDifference",
@@ -66,6 +68,7 @@ class Verdict:
     bound: float
     quantized: bool
     first_difference: FirstDifference | None = None
+    strategy: Strategy = "dpfp"
 
 
 class Verification:
@@ -88,15 +91,24 @@ class Verification:
         outputs = run_whole(path, [self._image], self._options)
         self._whole = dict(zip(graph.outputs, outputs, strict=True))
 
-    def verify(self, devices: int, layout: Form = "any", *, locate: bool = False) -> Verdict:
+    def verify(
+        self,
+        devices: int,
+        layout: Form = "any",
+        *,
+        strategy: Strategy | None = None,
+        locate: bool = False,
+    ) -> Verdict:
         """Plan for `devices` equal devices in layouts of one form, run it and compare.
 
         Args:
             devices: how many.
-            layout: rows, columns, grid or any.
-            locate: also find the first difference, if there is one.
+            layout: rows, columns, grid or any, of strategy "dpfp".
+            strategy: how it is split; None for what its manifest says.
+            locate: also find the first difference, if there is one, of strategy "dpfp".
         """
         packaged, whole = self._packaged, self._whole
+        strategy = strategy or packaged.manifest.strategy
         members = _members(devices)
         replan = partial(
             compile_plan,
@@ -106,12 +118,19 @@ class Verification:
             form=layout,
             exact=packaged.manifest.exact,
         )
-        plan = replan()
+        plan = compile_strategy(
+            strategy,
+            packaged.graph,
+            members,
+            model_name=packaged.package.name,
+            exact=packaged.manifest.exact,
+            form=layout,
+        )
         split = run_plan(plan, packaged.blobs, self._image, self._options)
         errors = {name: relative_error(whole[name], split[name]) for name in whole}
         differing = {n: e for n, e in errors.items() if not equal(whole[n], split[n])}
         first = None
-        if locate and differing:
+        if locate and differing and strategy == "dpfp":
             locator = Locator(packaged, self._image, members, self._options)
             first = locator.locate(plan, replan, differing)
         return Verdict(
@@ -126,6 +145,7 @@ class Verification:
             bound=bound_of(packaged.graph),
             quantized=any(t.dtype in _QUANTIZED for t in packaged.graph.tensors.values()),
             first_difference=first,
+            strategy=strategy,
         )
 
 

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from agent.cli import agent as agent_command
-from agent.cli import coordinator, demo, deploy, devices, infer, plan, verify
+from agent.cli import bench, coordinator, demo, deploy, devices, infer, plan, verify
 from agent.errors import HaloMQError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("devices")(devices.devices)
 app.command("infer")(infer.infer)
 app.command("plan")(plan.plan)
 app.command("verify")(verify.verify)
+app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 
 

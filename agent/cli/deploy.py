@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli.options import Exact, Json, configured, print_json
+from agent.cli.options import (
+    Exact,
+    Json,
+    StrategyName,
+    configured,
+    make_strategy,
+    print_json,
+)
 from agent.config import Config
 
 if TYPE_CHECKING:
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
 def deploy(
     model: Annotated[Path, typer.Argument(help="The ONNX file; its manifest is beside it.")],
     name: Annotated[str | None, typer.Option(help="Name to serve it under.")] = None,
+    strategy: StrategyName = None,
     exact: Exact = False,
     as_json: Json = False,
     *,
@@ -38,7 +46,9 @@ def deploy(
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"reading {model.name}", total=1.0)
-        packaged = package_model(model, name, exact=exact)
+        packaged = package_model(
+            model, name, exact=exact, strategy=make_strategy(strategy) if strategy else None
+        )
         with Client(config=config) as client:
             header = client.deploy(
                 packaged.package,

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -17,12 +17,23 @@ from agent.errors import HaloMQError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.wire.manifest import Strategy
+
 Exact = Annotated[
     bool, typer.Option("--exact", help="Split without partial sums, even where that is slower.")
 ]
 Timeline = Annotated[
     Path | None,
     typer.Option(help="Draw what each device does when: a .svg, .html or .json (Chrome trace)."),
+]
+StrategyName = Annotated[
+    str | None,
+    typer.Option(
+        "--strategy",
+        help="How to split: single, modnn, deepthings, halp, dpfp-paper or dpfp. "
+        "[default: the manifest's, or dpfp]",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -76,6 +87,20 @@ def configured(command: Callable[..., None], *, device: bool = False) -> Callabl
     )
     wrapper.__annotations__ = {p.name: p.annotation for p in (*keyword, *shared)}
     return wrapper
+
+
+def make_strategy(name: str) -> Strategy:
+    """Return the strategy that the user named.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    from agent.errors import ConfigError
+    from agent.wire.manifest import Strategy
+
+    if name not in get_args(Strategy):
+        raise ConfigError(f"--strategy {name}: give one of {', '.join(get_args(Strategy))}")
+    return cast("Strategy", name)
 
 
 def print_json(value: object) -> None:

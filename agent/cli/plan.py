@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from agent.cli.options import Exact, Json, print_json
+from agent.cli.options import Exact, Json, StrategyName, make_strategy, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +35,7 @@ def plan(
     layout: Annotated[str, typer.Option(help="How maps are shared: any, rows, columns, grid.")] = (
         "any"
     ),
+    strategy: StrategyName = None,
     exact: Exact = False,
     svg: Annotated[Path | None, typer.Option(help="Draw the plan into this SVG file.")] = None,
     as_json: Json = False,
@@ -45,12 +46,21 @@ def plan(
     """
     from agent.packaging import package_model
     from agent.planner import compile_plan
+    from agent.planner.strategies import compile_strategy
 
     form = make_form(layout)
     members = make_devices(devices, gflops, link_mbit, latency_ms)
-    packaged = package_model(model, exact=exact)
-    name, exact = packaged.package.name, packaged.manifest.exact
-    made = compile_plan(packaged.graph, members, model_name=name, form=form, exact=exact)
+    named = make_strategy(strategy) if strategy else None
+    packaged = package_model(model, exact=exact, strategy=named)
+    manifest = packaged.manifest
+    made = compile_strategy(
+        manifest.strategy,
+        packaged.graph,
+        members,
+        model_name=packaged.package.name,
+        exact=manifest.exact,
+        form=form,
+    )
     single = compile_plan(packaged.graph, members[:1], model_name=packaged.package.name)
     if svg is not None:
         from agent.planner.draw import draw_plan

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import product
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli.options import Exact, Json, print_json
-from agent.cli.plan import MOST_DEVICES, make_form, undistributed_json, undistributed_lines
+from agent.cli.options import Exact, Json, make_strategy, print_json
+from agent.cli.plan import (
+    MOST_DEVICES,
+    make_form,
+    undistributed_json,
+    undistributed_lines,
+)
 from agent.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -17,6 +23,7 @@ if TYPE_CHECKING:
 
     from agent.planner.plan import Form
     from agent.verification import Verdict
+    from agent.wire.manifest import Strategy
 
 
 def verify(
@@ -34,6 +41,14 @@ def verify(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random input.")] = 0,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="How to split: single, modnn, deepthings, halp, dpfp-paper, dpfp; several: "
+            "modnn,dpfp. [default: the manifest's, or dpfp]",
+            show_default=False,
+        ),
+    ] = None,
     exact: Exact = False,
     as_json: Json = False,
 ) -> None:
@@ -47,9 +62,15 @@ def verify(
 
     counts = _counts(devices)
     forms = [make_form(name) for name in layout.split(",")]
+    named: list[Strategy | None] = [None]
+    if strategy:
+        named = [make_strategy(name) for name in strategy.split(",")]
     try:
         verification = Verification(model, seed=seed, exact=exact)
-        verdicts = [verification.verify(c, f, locate=True) for c in counts for f in forms]
+        verdicts = [
+            verification.verify(count, form, strategy=chosen, locate=True)
+            for count, form, chosen in product(counts, forms, named)
+        ]
     except (ModelError, ConfigError) as error:
         if as_json:
             runs = [_refused(model.stem, c, f, str(error)) for c in counts for f in forms]
@@ -90,7 +111,9 @@ def _right(verdict: Verdict, tolerance: float | None) -> bool:
 
 def _lines(verdict: Verdict, tolerance: float | None) -> Iterator[str]:
     outcome = "identical" if verdict.identical else f"largest error {verdict.max_rel_error:.2g}"
-    layout = "" if verdict.layout == "any" else f" ({verdict.layout})"
+    ways: list[str] = [verdict.layout] if verdict.layout != "any" else []
+    ways += [verdict.strategy] if verdict.strategy != "dpfp" else []
+    layout = f" ({', '.join(ways)})" if ways else ""
     yield (
         f"{verdict.model}: {outcome} on {verdict.devices} devices{layout} in {verdict.blocks} "
         f"blocks, {verdict.distributed_share:.1%} of the arithmetic shared"
@@ -118,6 +141,7 @@ def _as_json(verdict: Verdict, tolerance: float | None) -> dict[str, object]:
         "tolerance": _allowed(verdict, tolerance),
         "devices": verdict.devices,
         "layout": verdict.layout,
+        "strategy": verdict.strategy,
         "blocks": verdict.blocks,
         "distributed_share": verdict.distributed_share,
         "undistributed": undistributed_json(verdict.undistributed),
@@ -141,6 +165,7 @@ def _refused(model: str, devices: int, layout: Form, reason: str) -> dict[str, o
         "tolerance": None,
         "devices": devices,
         "layout": layout,
+        "strategy": None,
         "blocks": 0,
         "distributed_share": 0.0,
         "undistributed": [],

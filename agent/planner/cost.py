@@ -9,6 +9,7 @@ brings it into its own layout and back. A node that is fused behind a kernel cos
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,7 +131,8 @@ class CostModel:
         graph: the model.
         layouts: its tiles.
         broker_bytes_per_s: the rate of the broker's own link in each direction, which all
-            exchanges share; if None, that of the fastest device.
+            exchanges share; if None, that of the fastest device; infinite where devices are linked
+            to each other, with no broker between.
         overlap: whether devices may compute while halos travel.
         waits: how much of its time a message costs: 1, or less where other requests' work fills it.
     """
@@ -152,6 +154,7 @@ class CostModel:
         self._link = np.array([d.link_bytes_per_s for d in devices])
         self._latency = np.array([d.link_latency_s for d in devices])
         self._broker = broker_bytes_per_s or float(self._link.max())
+        self._forwarded = _FORWARDED if isfinite(self._broker) else 1.0
         self._overhead = np.array([d.step_overhead_s for d in devices])
         limits = (d.memory_limit_bytes for d in devices)
         self._limit = np.array([np.inf if limit is None else limit for limit in limits])
@@ -281,7 +284,7 @@ class CostModel:
         out[:, layout, device] = sent
         copies[layout, :, device] = copied[:, None]
         moving = np.maximum(into, out)
-        travel = _FORWARDED * moving / self._link + self._latency * (moving > 0)
+        travel = self._forwarded * moving / self._link + self._latency * (moving > 0)
         # Everything crosses the broker's own link, once in and once out.
         shared = into.sum(axis=2, keepdims=True) / self._broker
         travel = np.maximum(travel, (shared + self._latency) * (moving > 0))

@@ -70,6 +70,25 @@ class Allowed:
     seconds_per_byte: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for every plan of a strategy, beside its cuts and layouts.
+
+    `equal` gives every device as much of a tensor, however fast it is. `maps_only` shares only what
+    has rows and columns; the first device computes the rest. `relayed` brings all that a block
+    makes to the first device, from which others get what they read. `borders_first` has borders
+    computed apart from the interior wherever that can be.
+    """
+
+    equal: bool = False
+    maps_only: bool = False
+    relayed: bool = False
+    borders_first: bool = False
+
+
+FREE = Rules()
+
+
 class _Paths:
     """The best way to each cut and layout: its seconds, and the block that it ends with."""
 
@@ -128,14 +147,19 @@ class Search:
         broker_bytes_per_s: float | None = None,
         overlap: bool = True,
         waits: float = 1.0,
+        rules: Rules = FREE,
     ) -> None:
-        self.graph = graph
+        self.graph, self.rules = graph, rules
         self.layers: tuple[Layer, ...] = layers_of(graph)
         self.blocked = blocked_tensors(graph)
         self.live = live_tensors(graph, self.layers)
-        self.layouts = Layouts(graph, self.layers, devices, shapes)
+        self.layouts = Layouts(graph, self.layers, devices, shapes, equal=rules.equal)
         self._cost = CostModel(
-            graph, self.layouts, broker_bytes_per_s, overlap=overlap, waits=waits
+            graph,
+            self.layouts,
+            broker_bytes_per_s,
+            overlap=overlap,
+            waits=waits,
         )
         self._needed = self._flops_needed()
 
@@ -227,6 +251,8 @@ class Search:
         fits = np.array(
             [all(layouts.fits(name, n) for name in shared) for n in range(len(layouts.shapes))]
         )
+        if self.rules.maps_only and not all(len(layouts.axes(name)) > 1 for name in shared):
+            fits &= layouts.counts == 1
         if allowed.layouts is None:
             return fits
         if isinstance(allowed.layouts, int):

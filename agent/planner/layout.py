@@ -61,7 +61,7 @@ class Layouts:
     """All layouts for 1..N ranked devices; a tile is a (layout, device) pair.
 
     Tile t belongs to device `device[t]` of layout `layout[t]`, which has the shape
-    `shapes[layout[t]]`. Layout 0 is a single device.
+    `shapes[layout[t]]`. Layout 0 is a single device. With `equal`, shares do not follow capacity.
     """
 
     def __init__(
@@ -70,8 +70,11 @@ class Layouts:
         layers: Sequence[Layer],
         devices: Sequence[Device],
         shapes: Sequence[Shape] | None = None,
+        *,
+        equal: bool = False,
     ) -> None:
         self.devices = devices
+        self._rates = [1.0 if equal else device.flops_per_s for device in devices]
         self.shapes = tuple(shapes if shapes is not None else shapes_for(len(devices)))
         self.counts = np.array([shape.tiles for shape in self.shapes])
         pairs = [(n, d) for n, shape in enumerate(self.shapes) for d in range(shape.tiles)]
@@ -123,7 +126,7 @@ class Layouts:
         if not self.fits(tensor, layout) or not axes:
             yield from [whole] * shape.tiles
             return
-        rates = [device.flops_per_s for device in self.devices[: shape.tiles]]
+        rates = self._rates[: shape.tiles]
         if len(axes) == 1:
             if tensor in self._source:
                 rates = [1.0] * shape.tiles

@@ -8,7 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from agent.errors import ModelError
-from agent.planner.dpfp import Allowed, Choice, Search
+from agent.planner.dpfp import FREE, Allowed, Choice, Search
 from agent.planner.layout import Shape, shapes_for, split_axes
 from agent.planner.lowering import lower
 from agent.planner.program import compile_programs
@@ -18,6 +18,7 @@ from agent.planner.simulate import simulate
 if TYPE_CHECKING:
     from agent.geometry import Region
     from agent.planner.cost import Device
+    from agent.planner.dpfp import Rules
     from agent.planner.graph import Graph
     from agent.planner.program import Compiled
     from agent.planner.receptive_field import Field
@@ -126,6 +127,7 @@ def compile_plan(
     overlap: bool = True,
     objective: Objective = "latency",
     broker_bytes_per_s: float | None = None,
+    rules: Rules = FREE,
 ) -> Plan:
     """Find the fastest plan and compile it to programs.
 
@@ -142,6 +144,7 @@ def compile_plan(
         objective: the time of a request that is alone, or that of several in flight.
         broker_bytes_per_s: rate of the broker's own link in each direction; None for the fastest
             device's.
+        rules: what else the plan must keep to.
 
     Raises:
         ModelError: if what is forced is impossible, or the devices' memory does not suffice.
@@ -149,7 +152,7 @@ def compile_plan(
     if not devices:
         raise ModelError("a plan needs at least one device")
     lowered = lower(graph, 1 if exact else len(devices))
-    usable = sorted(devices, key=lambda device: (-device.flops_per_s, device.id))
+    usable = ranked(devices)
     allowed = Allowed(cuts, layouts)
     while True:
         shapes = shapes_of_form(len(usable), form, wide=_is_wide(lowered, allowed))
@@ -161,6 +164,7 @@ def compile_plan(
             broker_bytes_per_s=broker,
             overlap=overlap,
             waits=_WAITS[objective],
+            rules=rules,
         )
         requests = 1 if objective == "latency" else _IN_FLIGHT
         plan = _Planner(search, model_name, broker, requests).plan(allowed)
@@ -173,6 +177,11 @@ def compile_plan(
                 f"no layout of '{model_name}' fits into the devices' memory; "
                 "add devices or raise their memory limits"
             )
+
+
+def ranked(devices: Sequence[Device]) -> list[Device]:
+    """Return devices in the order in which plans use them: the fastest one first."""
+    return sorted(devices, key=lambda device: (-device.flops_per_s, device.id))
 
 
 class _Candidate(NamedTuple):
@@ -214,6 +223,8 @@ class _Planner:
             single: whether one device alone is a candidate.
         """
         search = self._search
+        if search.rules.borders_first:
+            return [self._candidate(tuple(replace(choice, overlapped=True) for choice in found))]
         options = [found]
         if any(choice.overlapped for choice in found):
             options.append(tuple(replace(choice, overlapped=False) for choice in found))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from agent.planner.segments import build_segment
 from agent.wire.program import Part, Program, SegmentSpec, Send, Step, TensorSpec, blob_ref
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from agent.geometry import Region
     from agent.planner.dpfp import Search
@@ -118,8 +118,28 @@ class _DeviceProgram:
         return used + self._peak
 
 
+class Round(NamedTuple):
+    """What can happen at once: sends, in the order of waves that wait for each other; then steps.
+
+    Both with the device that does it.
+    """
+
+    waves: list[list[tuple[str, Send]]]
+    steps: list[tuple[str, Step]]
+
+
 def check(programs: Mapping[str, Program]) -> None:
     """Follow the programs' dataflow to its end, without computing anything.
+
+    Raises:
+        ModelError: as `rounds` does.
+    """
+    for _ in rounds(programs):
+        pass
+
+
+def rounds(programs: Mapping[str, Program]) -> Iterator[Round]:
+    """Follow the programs' dataflow as if devices waited for each other: send all, then compute.
 
     Raises:
         ModelError: if a step can never run, a send is never due or repeated, no device answers, or
@@ -136,18 +156,31 @@ def check(programs: Mapping[str, Program]) -> None:
     if len(set(sends)) != len(sends):
         raise ModelError("a region is sent to the same device twice")
     while True:
+        waves = []
+        while due := [(d, s) for d, s in sends if _there(programs[d], s.part, held)]:
+            for device, send in due:
+                _hold(programs[device], (send.part,), send.to, held)
+            sends = [item for item in sends if item not in due]
+            waves.append(due)
         run = [(d, s) for d, s in steps if all(_there(programs[d], r, held) for r in s.reads)]
-        due = [(d, s) for d, s in sends if _there(programs[d], s.part, held)]
-        if not run and not due:
-            break
         for device, step in run:
             _hold(programs[device], step.writes, device, held)
-        for device, send in due:
-            _hold(programs[device], (send.part,), send.to, held)
         steps = [item for item in steps if item not in run]
-        sends = [item for item in sends if item not in due]
+        if not run and not waves:
+            break
+        yield Round(waves, run)
+    _check_end(programs, len(steps), len(sends), held)
+
+
+def _check_end(
+    programs: Mapping[str, Program],
+    steps: int,
+    sends: int,
+    held: Mapping[tuple[str, str], list[Region]],
+) -> None:
+    """Check that nothing is left to do, and that the answer is there."""
     if steps or sends:
-        raise ModelError(f"{len(steps)} steps and {len(sends)} sends can never happen")
+        raise ModelError(f"{steps} steps and {sends} sends can never happen")
     answers = [(p, a) for p in programs.values() for a in p.answers]
     if not answers or not all(_there(program, part, held) for program, part in answers):
         raise ModelError("no device gets the whole output")

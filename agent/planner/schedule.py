@@ -138,12 +138,21 @@ class _Scheduler:
             for device, row in enumerate(rows):
                 self._held[device].setdefault(name, []).append(sure.region(row))
             self._owners[name] = [(device, box.region(row)) for device, row in enumerate(rows)]
+        if search.rules.relayed:
+            for name in tiles:
+                self._relay(number + 1, name)
         schedule = self._schedule
         schedule.tiles.append(
             {d: [(name, b.region(row)) for name, b in tiles.items()] for d, row in enumerate(rows)}
         )
         schedule.flops.append(float(work.flops[list(rows)].sum()))
         return block
+
+    def _relay(self, block: int, tensor: str) -> None:
+        """Bring all of a tensor to the first device, which owns it from then on."""
+        everything = whole(self._graph.shape(tensor))
+        self._bring(block, tensor, everything, 0)
+        self._owners[tensor] = [(0, everything)]
 
     def _bring(self, block: int, tensor: str, region: Region, reader: int) -> None:
         """Have the owners send what `reader` lacks of a region."""

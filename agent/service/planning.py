@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from agent.coordinator.events import ComputedPlan, Member
 from agent.errors import ConfigError, ModelError, WireError
-from agent.planner import Device, compile_plan, read_graph
+from agent.planner import Device, read_graph
+from agent.planner.strategies import compile_strategy
 from agent.wire.manifest import check_fits, decode_manifest
 from agent.wire.program import blob_ref, encode_program
 
@@ -46,7 +47,9 @@ def compute_plan(
     except (WireError, ConfigError) as error:
         raise ModelError(f"the manifest does not fit: {error}") from error
     devices = [planner_device(member) for member in members]
-    plan = compile_plan(graph, devices, model_name=package.name, exact=manifest.exact)
+    plan = compile_strategy(
+        manifest.strategy, graph, devices, model_name=package.name, exact=manifest.exact
+    )
     for digest, content in plan.segments.items():
         store.put(digest, content)
     programs = {}

@@ -4,6 +4,7 @@ People write it as TOML beside the model (MODEL.onnx has MODEL.toml); it travels
 
     task = "heatmap"                     # "classification", "segmentation", "detection", "tensor"
     exact = false                        # true: no partial sums (docs/exactness.md)
+    strategy = "dpfp"                    # or a rival's way to split it (docs/strategies.md)
     labels = ["background", "scratch"]   # in the order of the model's classes
 
     [input]
@@ -51,9 +52,11 @@ Task = Literal["classification", "heatmap", "segmentation", "detection", "tensor
 Color = Literal["rgb", "bgr", "gray"]
 Resize = Literal["stretch", "crop", "letterbox", "none"]
 Layout = Literal["nchw", "nhwc"]
+Strategy = Literal["single", "modnn", "deepthings", "halp", "dpfp-paper", "dpfp"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task": get_args(Task),
+    "strategy": get_args(Strategy),
     "input.color": get_args(Color),
     "input.resize": get_args(Resize),
     "input.layout": get_args(Layout),
@@ -131,6 +134,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """What a model is for; without `labels`, classes are called by their number.
 
     `exact` has it split only where sums are added in one device's order, which may be slower.
+    `strategy` is whose way of splitting it is used, for comparisons.
     """
 
     task: Task
@@ -139,6 +143,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     output: OutputManifest = OutputManifest()
     detection: DetectionManifest | None = None
     exact: bool = False
+    strategy: Strategy = "dpfp"
 
     def __post_init__(self) -> None:
         if self.task == "detection" and self.detection is None:

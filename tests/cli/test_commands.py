@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DEFECTS = Path(models.__file__).parent / "defects.onnx"
 COMMANDS = (
-    "agent coordinator deploy remove devices infer plan verify demo".split()  # noqa: SIM905
+    "agent coordinator deploy remove devices infer plan verify bench demo".split()  # noqa: SIM905
 )
 # What each command needs beside its options; files are looked at before the broker is.
 ARGUMENTS = {
@@ -38,6 +38,7 @@ ARGUMENTS = {
     "infer": ["defects", str(DEFECTS)],
     "plan": [str(DEFECTS)],
     "verify": [str(DEFECTS)],
+    "bench": [str(DEFECTS)],
 }
 VERDICT = {"identical", "max_rel_error", "devices", "blocks", "distributed_share", "refused"}
 
@@ -155,7 +156,45 @@ def test_plan_refuses_rates_that_are_none(run: Run, flag: str) -> None:
     run("plan", DEFECTS, flag).check_refused(2, flag.partition("=")[0])
 
 
+def test_plan_splits_as_a_strategy_does(run: Run) -> None:
+    ours = run("plan", DEFECTS, "--json").json
+    plan = run("plan", DEFECTS, "--strategy", "modnn", "--json").json
+    layers = [layer for block in plan["blocks"] for layer in block["layers"]]
+    assert len(plan["blocks"]) == len(layers)
+    assert plan["predicted_ms"] > ours["predicted_ms"]
+    assert run("plan", DEFECTS, "--strategy", "single", "--json").json["devices"] == ["device-1"]
+
+
+@pytest.mark.parametrize("name", ["plan", "verify", "deploy"])
+def test_strategies_that_are_none_are_refused(run: Run, name: str) -> None:
+    run(name, DEFECTS, "--strategy", "best").check_refused(2, "--strategy", "modnn")
+
+
+@pytest.mark.parametrize("name", ["plan", "verify"])
+def test_rivals_have_layouts_of_their_own(run: Run, name: str) -> None:
+    told = run(name, DEFECTS, "--strategy", "modnn", "--layout", "grid")
+    told.check_refused(2, "layout", "modnn")
+
+
 # Verify ------------------------------------------------------------------------------------------
+
+
+def test_verify_compares_several_strategies(run: Run, thin: Path) -> None:
+    told = run("verify", thin, "--devices", 3, "--strategy", "modnn,halp", "--json")
+    assert told.status == 0, told.err
+    assert [found["strategy"] for found in told.json["runs"]] == ["modnn", "halp"]
+    assert all(found["ok"] for found in told.json["runs"])
+
+
+def test_verify_follows_the_strategy_of_the_manifest(run: Run, thin: Path, tmp_path: Path) -> None:
+    for file in thin.parent.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    manifest = tmp_path / "vgg16.toml"
+    text = manifest.read_text()
+    manifest.write_text(f'strategy = "modnn"\n{text}')
+    told = run("verify", tmp_path / thin.name)
+    assert told.status == 0, told.err
+    assert "(modnn)" in told.out
 
 
 def test_verify_tells_how_a_split_model_compares(run: Run, thin: Path) -> None:

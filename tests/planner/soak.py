@@ -87,18 +87,26 @@ def run(random: Random, path: Path) -> Outcome:
         model, graph = load(path)
     cuts, layouts = _draw_split(random, graph, fleet)
     plan = compile_plan(graph, fleet, model_name="m", cuts=cuts, layouts=layouts)
-    check(plan.programs)
-    value = builder.rng.standard_normal(graph.shape(graph.input)).astype(np.float32)
+    split = f"cuts {cuts}, layouts {' '.join(map(str, layouts))}"
+    return compare(builder, outputs, path, Fleet(plan, model), split)
+
+
+def compare(
+    builder: Sketch, outputs: Sequence[str], path: Path, fleet: Fleet, split: str
+) -> Outcome:
+    """Compare a drawn model whole and as a fleet runs it; raises what `run` does."""
+    check(fleet.plan.programs)
+    shape = builder.shape("x")
+    value = builder.rng.standard_normal(shape).astype(np.float32)
     try:
         expected = run_whole(path, [value], OPTIONS)
     except InputError:
         # It takes a cubic Resize between two Transpositions for one of channels.
         assume(False)
-    found = Fleet(plan, model).run(value)
+    found = fleet.run(value)
     assert [a.shape for a in found] == [a.shape for a in expected]
     assert all(np.isfinite(array).all() for array in expected)
     error = error_of(builder, dict(zip(outputs, zip(found, expected, strict=True), strict=True)))
-    split = f"cuts {cuts}, layouts {' '.join(map(str, layouts))}"
     if error > TOLERANCE:
         raise WrongAnswerError(f"error {error:.3g}; {split}")
     return Outcome(error, split)
