@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,7 +13,6 @@ from agent.errors import ConfigError, InputError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 Array = np.ndarray[Any, Any]
 
@@ -55,7 +55,11 @@ class Segment:
         Raises:
             ModelError: if onnxruntime refuses the graph or a weight is missing.
         """
-        settings = _settings(options)
+        self._open(graph, weights, _settings(options), options)
+
+    def _open(
+        self, graph: bytes, weights: Mapping[str, Array], settings: Any, options: RuntimeOptions
+    ) -> None:
         # The session reads these arrays in place, for as long as it lives.
         self._weights = [_value(array) for array in weights.values()]
         settings.add_external_initializers(list(weights), self._weights)
@@ -76,6 +80,27 @@ class Segment:
         if len(inputs) != len(self._inputs):
             raise InputError(f"the segment takes {len(self._inputs)} inputs, not {len(inputs)}")
         return _run(self._session, dict(zip(self._inputs, inputs, strict=True)))
+
+
+class ProfiledSegment(Segment):
+    """A segment of which onnxruntime notes how long each kernel runs."""
+
+    def __init__(
+        self, graph: bytes, weights: Mapping[str, Array], options: RuntimeOptions, folder: Path
+    ) -> None:
+        """Load a graph; what is noted goes to a file in `folder`.
+
+        Raises:
+            ModelError: if onnxruntime refuses the graph or a weight is missing.
+        """
+        settings = _settings(options)
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(folder / "profile")
+        self._open(graph, weights, settings, options)
+
+    def end_profiling(self) -> Path:
+        """Write down what was noted and return the file (JSON trace events)."""
+        return Path(self._session.end_profiling())
 
 
 class WholeModel:

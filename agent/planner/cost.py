@@ -1,6 +1,7 @@
 """The cost model: how long a device computes a tile, and how long an exchange of halos takes.
 
-A node is limited by arithmetic or by memory. Arithmetic: its operations over the device's rate.
+A layer that the device has measured takes what it took there (`agent.planner.profile`). Of others
+each node is limited by arithmetic or by memory. Arithmetic: its operations over the device's rate.
 Memory: operators that do little with each element, weights, which each step reads once, and the
 copies around a segment: its input is put together from pieces, and onnxruntime
 brings it into its own layout and back. A node that is fused behind a kernel costs nothing.
@@ -10,9 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from agent.planner.profile import load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from agent.planner.graph import Graph
     from agent.planner.layers import Layer
     from agent.planner.layout import Layouts
+    from agent.planner.profile import LayerTime
     from agent.planner.receptive_field import Boxes, Demand, Reading
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -38,7 +42,9 @@ class Device:
     """What the planner knows of a device; rates are those of the cores that serve.
 
     `link_bytes_per_s` is the rate of its link in each direction, `link_latency_s` the time that a
-    small message takes from one device to another.
+    small message takes from one device to another. `profile` has the times of layers that were
+    measured there, by key (`agent.planner.profile`); of others the rates tell. Tiles are shared in
+    proportion to `share`, to the flop/s if it is not given.
     """
 
     id: str
@@ -48,23 +54,54 @@ class Device:
     link_latency_s: float = 0.0005
     step_overhead_s: float = 0.0003
     memory_limit_bytes: int | None = None
+    profile: Mapping[str, LayerTime] | None = None
+    share: float | None = None
+
+    @property
+    def shared_by(self) -> float:
+        """What the device's part of each tensor is in proportion to."""
+        return self.flops_per_s if self.share is None else self.share
+
+
+class Rates(NamedTuple):
+    """How fast one layer is on each device; arrays have the shape (devices,).
+
+    A device that has measured the layer takes `fixed` and `per_load`, others `per_flop` and
+    `per_byte`. `weight` turns the layer's arithmetic into what a bound can add up over layers.
+    """
+
+    measured: bool
+    fixed: Floats
+    per_load: Floats
+    per_flop: Floats
+    per_byte: Floats
+    weight: float
 
 
 @dataclass(slots=True)
 class Work:
-    """What some tiles of a block cost; every array has the shape (tiles,)."""
+    """What some tiles of a block cost; every array has the shape (tiles,).
 
+    `device` is the rank of each tile's device. `seconds` are those of the layers alone, and
+    `weighed` is arithmetic weighed by `Rates.weight`; both count what is added with rates.
+    """
+
+    device: Any
     flops: Floats
     moved: Floats
     weights: Floats
     peak: Floats
+    seconds: Floats
+    weighed: Floats
 
     @classmethod
-    def none(cls, tiles: int) -> Work:
-        """Return no work for `tiles` tiles."""
-        return cls(*(np.zeros(tiles) for _ in range(4)))
+    def none(cls, device: Any) -> Work:
+        """Return no work for tiles on the devices of the ranks `device`."""
+        return cls(device, *(np.zeros(len(device)) for _ in range(6)))
 
-    def add(self, layer: Layer, demand: Demand, graph: Graph) -> list[Reading]:
+    def add(
+        self, layer: Layer, demand: Demand, graph: Graph, rates: Rates | None = None
+    ) -> list[Reading]:
         """Walk `demand` backwards through a layer and add what its nodes cost.
 
         Nodes of which nothing is wanted are passed over.
@@ -73,13 +110,25 @@ class Work:
             The layer's nodes, last one first, with what each computes and reads for every tile.
         """
         walked = []
+        flops, moved = self.flops.copy(), self.moved.copy()
         for field, fused in zip(layer.fields[::-1], layer.fused[::-1], strict=True):
             if demand.boxes.keys().isdisjoint(field.node.outputs):
                 continue
             reading = demand.through(field)
             self._add_node(reading, graph, fused=fused)
             walked.append(reading)
+        if rates is not None and walked:
+            self._add_seconds(rates, self.flops - flops, self.moved - moved, walked)
         return walked
+
+    def _add_seconds(
+        self, rates: Rates, flops: Floats, moved: Floats, walked: Sequence[Reading]
+    ) -> None:
+        device = self.device
+        self.seconds += flops * rates.per_flop[device] + moved * rates.per_byte[device]
+        self.weighed += flops * rates.weight
+        if rates.measured:
+            self.seconds += rates.fixed[device] + load(walked) * rates.per_load[device]
 
     def _add_node(self, reading: Reading, graph: Graph, *, fused: bool) -> None:
         field, computed, reads = reading
@@ -135,6 +184,7 @@ class CostModel:
             to each other, with no broker between.
         overlap: whether devices may compute while halos travel.
         waits: how much of its time a message costs: 1, or less where other requests' work fills it.
+        keys: of the graph's layers (`agent.planner.profile.layer_key`).
     """
 
     def __init__(
@@ -145,6 +195,7 @@ class CostModel:
         *,
         overlap: bool = True,
         waits: float = 1.0,
+        keys: Sequence[str | None] = (),
     ) -> None:
         self._graph, self._layouts, self._overlap, self._waits = graph, layouts, overlap, waits
         devices = layouts.devices
@@ -162,22 +213,37 @@ class CostModel:
         self._foreign = (device[:, None] != device[None, :]).astype(np.float64)
         self._handed_on: dict[str, tuple[Floats, Floats]] = {}
         self._in_layout = (layouts.layout[:, None] == np.arange(self._kinds)).astype(np.float64)
+        profiles = [device.profile or {} for device in devices]
+        self.rates = [self._rates_of(key, profiles) for key in keys]
+        self._best_rates = self._fastest()
 
-    def compute(self, work: Work, borders: Floats, device: Any = None) -> Floats:
+    def _rates_of(self, key: str | None, profiles: Sequence[Mapping[str, LayerTime]]) -> Rates:
+        """Return how fast a layer is on every device."""
+        times = [None if key is None else profile.get(key) for profile in profiles]
+        measured = np.array([time is not None for time in times])
+        fixed = np.array([0.0 if time is None else time.fixed_s for time in times])
+        per_load = np.array([0.0 if time is None else time.s_per_unit for time in times])
+        per_flop = np.where(measured, 0.0, 1.0 / self._flops)
+        per_byte = np.where(measured, 0.0, 1.0 / self._memory)
+        weight = float((per_load + per_flop).mean())
+        return Rates(bool(measured.any()), fixed, per_load, per_flop, per_byte, weight)
+
+    def _fastest(self) -> Floats:
+        """Return for each device how much of `Work.weighed` it does in a second at best."""
+        # The load of a layer is no less than its arithmetic.
+        rates = [r.weight / (r.per_load + r.per_flop) for r in self.rates]
+        return np.max(rates, axis=0) if rates else self._flops
+
+    def compute(self, work: Work, borders: Floats) -> Floats:
         """Return the seconds that each tile's device computes.
 
         Args:
             work: what the tiles cost.
             borders: bytes of the segment's inputs and outputs, shape (tiles,).
-            device: the rank of the device that each is for; None for the tiles of all layouts.
         """
-        if device is None:
-            device = self._layouts.device
-        moved = work.moved + _BORDER_COPIES * borders
-        seconds: Floats = (
-            work.flops / self._flops[device] + moved / self._memory[device] + self._overhead[device]
-        )
-        return seconds
+        device = work.device
+        copied = _BORDER_COPIES * borders / self._memory[device]
+        return np.asarray(work.seconds + copied + self._overhead[device])
 
     def largest(self, values: Floats) -> Floats:
         """Return the largest value in each layout; shape (layouts,)."""
@@ -195,10 +261,10 @@ class CostModel:
         over = needed > self._limit[self._layouts.device]
         return self.largest(over.astype(np.float64)) > 0
 
-    def shared_flops(self, work: Work) -> tuple[Floats, Floats]:
-        """Return for each layout the arithmetic of all its tiles, and its devices' joint rate."""
-        rates = self._flops[self._layouts.device]
-        return work.flops @ self._in_layout, rates @ self._in_layout
+    def shared(self, work: Work) -> tuple[Floats, Floats]:
+        """Return what is weighed of all tiles of each layout, and its devices' joint rate."""
+        rates = self._best_rates[self._layouts.device]
+        return work.weighed @ self._in_layout, rates @ self._in_layout
 
     def exchange(self, needs: Mapping[str, Boxes], kept: Mapping[str, Boxes]) -> Exchange:
         """Return what passes between two blocks, for every pair of layouts.

@@ -25,13 +25,14 @@ from agent.planner.blocked import blocked_tensors
 from agent.planner.cost import CostModel, Work
 from agent.planner.layers import layers_of, live_tensors
 from agent.planner.layout import Layouts, Shape
+from agent.planner.profile import layer_key
 from agent.planner.receptive_field import Demand
 
 if TYPE_CHECKING:
     from agent.planner.cost import Device, Floats, Passing
     from agent.planner.graph import Graph
     from agent.planner.layers import Layer
-    from agent.planner.receptive_field import Boxes
+    from agent.planner.receptive_field import Boxes, Reading
 
 
 # Between two tiles lie rows that nobody reads (behind a stride); no model skips a tenth.
@@ -160,8 +161,9 @@ class Search:
             broker_bytes_per_s,
             overlap=overlap,
             waits=waits,
+            keys=[layer_key(layer, graph, self.blocked) for layer in self.layers],
         )
-        self._needed = self._flops_needed()
+        self._needed = self._work_needed()
 
     def best(self, allowed: Allowed) -> tuple[tuple[Choice, ...], float] | None:
         """Return the fastest blocks, and their seconds with gathering the outputs and the price.
@@ -195,10 +197,10 @@ class Search:
         Blocks grow backwards, until none that is longer can be better.
         """
         tiles = {name: self.layouts.tiles(name) for name in self._shared(stop)}
-        demand, work = Demand(self.graph, tiles), Work.none(len(self.layouts.layout))
+        demand, work = Demand(self.graph, tiles), Work.none(self.layouts.device)
         written = self._bytes(tiles)
         for start in range(stop - 1, min(starts) - 1, -1):
-            work.add(self.layers[start], demand, self.graph)
+            self.add(start, demand, work)
             if start in starts:
                 borders = written + self._bytes(demand.boxes)
                 seconds = self._cost.compute(work, borders)
@@ -220,20 +222,20 @@ class Search:
         if start == 0:
             return np.full(len(self.layouts.shapes), np.inf)
         alone = self._cost.largest(self._cost.compute(work, np.zeros_like(work.flops)))
-        done, rates = self._cost.shared_flops(work)
+        done, rates = self._cost.shared(work)
         before = self._needed[start] - self._needed[:start]
         shared = (done[None, :] + before[:, None]) / rates[None, :]
         earlier = paths.best[:start].min(axis=1)[:, None]
         return np.asarray((earlier + np.maximum(alone[None, :], shared)).min(axis=0))
 
-    def _flops_needed(self) -> Floats:
-        """Return the arithmetic before each cut that one device cannot do without."""
+    def _work_needed(self) -> Floats:
+        """Return what is weighed before each cut that one device cannot do without."""
         outputs = {name: self.layouts.tiles(name) for name in self.graph.outputs}
-        demand, work = Demand(self.graph, outputs), Work.none(len(self.layouts.layout))
+        demand, work = Demand(self.graph, outputs), Work.none(self.layouts.device)
         after = [0.0]
-        for layer in self.layers[::-1]:
-            work.add(layer, demand, self.graph)
-            after.append(float(work.flops[0]))
+        for number in reversed(range(len(self.layers))):
+            self.add(number, demand, work)
+            after.append(float(work.weighed[0]))
         return _NEEDED * (after[-1] - np.array(after[::-1]))
 
     def _shared(self, cut: int) -> list[str]:
@@ -287,20 +289,26 @@ class Search:
             stop, n = came.start, came.before
         return tuple(choices[::-1])
 
-    def compute_seconds(
-        self, work: Work, borders: Iterable[tuple[str, Boxes]], device: Any
-    ) -> Floats:
+    def add(self, layer: int, demand: Demand, work: Work) -> list[Reading]:
+        """Walk `demand` backwards through a layer and add what it costs; see `Work.add`."""
+        return work.add(self.layers[layer], demand, self.graph, self._cost.rates[layer])
+
+    def walk(self, choice: Choice, demand: Demand, work: Work) -> list[Reading]:
+        """Walk `demand` backwards through a block and add what it costs; see `Work.add`."""
+        backwards = reversed(range(choice.start, choice.stop))
+        return [reading for layer in backwards for reading in self.add(layer, demand, work)]
+
+    def compute_seconds(self, work: Work, borders: Iterable[tuple[str, Boxes]]) -> Floats:
         """Return the seconds that some tiles of a block take.
 
         Args:
             work: what they cost.
             borders: what they read and write.
-            device: the rank of each one's device.
         """
         total = np.zeros(len(work.flops))
         for name, box in borders:
             total += box.sizes() * float(self.graph.itemsize(name))
-        return self._cost.compute(work, total, device)
+        return self._cost.compute(work, total)
 
 
 def _cuts(allowed: Allowed, end: int) -> list[int]:

@@ -74,7 +74,7 @@ class Layouts:
         equal: bool = False,
     ) -> None:
         self.devices = devices
-        self._rates = [1.0 if equal else device.flops_per_s for device in devices]
+        self._rates = [1.0 if equal else device.shared_by for device in devices]
         self.shapes = tuple(shapes if shapes is not None else shapes_for(len(devices)))
         self.counts = np.array([shape.tiles for shape in self.shapes])
         pairs = [(n, d) for n, shape in enumerate(self.shapes) for d in range(shape.tiles)]

@@ -181,7 +181,7 @@ def compile_plan(
 
 def ranked(devices: Sequence[Device]) -> list[Device]:
     """Return devices in the order in which plans use them: the fastest one first."""
-    return sorted(devices, key=lambda device: (-device.flops_per_s, device.id))
+    return sorted(devices, key=lambda device: (-device.shared_by, device.id))
 
 
 class _Candidate(NamedTuple):

@@ -122,10 +122,10 @@ class _Scheduler:
         made = {name for layer in layers for f in layer.fields for name in f.node.outputs}
         outputs = [name for name in search.live[choice.stop] if name in made]
         tiles = {name: search.layouts.tiles(name) for name in outputs}
-        demand, work = Demand(search.graph, tiles), Work.none(len(search.layouts.layout))
-        walked = [r for layer in layers[::-1] for r in work.add(layer, demand, search.graph)]
+        demand, work = Demand(search.graph, tiles), Work.none(search.layouts.device)
+        walked = search.walk(choice, demand, work)
         borders = [(name, box) for part in (tiles, demand.boxes) for name, box in part.items()]
-        seconds = search.compute_seconds(work, borders, search.layouts.device)
+        seconds = search.compute_seconds(work, borders)
         own = [{name: list(r) for name, r in self._held[d].items()} for d in range(len(rows))]
         block = _Block(number, choice, tiles, demand.boxes, walked, seconds, own)
         for device, row in enumerate(rows):
@@ -202,13 +202,12 @@ class _Scheduler:
     def _walk(self, block: _Block, parts: Sequence[Part]) -> list[Task]:
         """Return the tasks of parts that write the same tensors."""
         search, choice = self._search, block.choice
-        layers = search.layers[choice.start : choice.stop]
         wanted = {name: boxes(part.regions[name] for part in parts) for name in parts[0].names}
-        demand, work = Demand(search.graph, wanted), Work.none(len(parts))
-        walked = [r for layer in layers[::-1] for r in work.add(layer, demand, search.graph)]
-        borders = [(name, box) for part in (wanted, demand.boxes) for name, box in part.items()]
         ranks = np.array([part.device for part in parts])
-        seconds = search.compute_seconds(work, borders, ranks)
+        demand, work = Demand(search.graph, wanted), Work.none(ranks)
+        walked = search.walk(choice, demand, work)
+        borders = [(name, box) for part in (wanted, demand.boxes) for name, box in part.items()]
+        seconds = search.compute_seconds(work, borders)
         return [
             Task(
                 block.number,

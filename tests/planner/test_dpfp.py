@@ -13,15 +13,18 @@ import pytest
 from agent.errors import ModelError
 from agent.geometry import intersect, size
 from agent.planner import Device, compile_plan, importer
+from agent.planner.blocked import blocked_tensors
 from agent.planner.cost import Work
 from agent.planner.dpfp import Allowed, Search
+from agent.planner.layers import layers_of
 from agent.planner.layout import Shape
 from agent.planner.lowering import lower
+from agent.planner.profile import LayerTime, layer_key
 from agent.planner.receptive_field import Demand
 from tests.planner.oracle import Builder, devices, load, vgg
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from agent.planner import Graph, Plan
@@ -64,15 +67,45 @@ FLEETS = {
 }
 
 
+def _measured(graph: Graph, fleet: Sequence[Device]) -> list[Device]:
+    """Devices that have measured some of their layers, each other ones."""
+    random = Random(1)
+    keys = {layer_key(layer, graph, blocked_tensors(graph)) for layer in layers_of(graph)}
+    return [
+        replace(
+            device,
+            profile={
+                key: LayerTime(random.uniform(0, 1e-4), random.uniform(0.5, 4) / device.flops_per_s)
+                for key in sorted(filter(None, keys))
+                if random.random() < 0.7
+            },
+        )
+        for device in fleet
+    ]
+
+
+def test_what_a_device_has_measured_is_what_its_plan_takes(tmp_path: Path) -> None:
+    graph = _chain(tmp_path)
+    keys = [layer_key(layer, graph, blocked_tensors(graph)) for layer in layers_of(graph)]
+    times = {
+        key: LayerTime(1e-3 * (n + 1), 1e-15) for n, key in enumerate(sorted(filter(None, keys)))
+    }
+    device = Device("a", 1e9, memory_bytes_per_s=1e15, step_overhead_s=0.0, profile=times)
+    plan = compile_plan(graph, [device], model_name="m", cuts=[])
+    expected = sum(times[key].fixed_s for key in keys if key)
+    assert plan.predicted_s == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("measured", [False, True])
 @pytest.mark.parametrize("fleet", FLEETS)
 @pytest.mark.parametrize("make", [_chain, _branches])
 def test_no_choice_of_cuts_and_layouts_is_faster(
-    make: Callable[[Path], Graph], fleet: str, tmp_path: Path
+    make: Callable[[Path], Graph], fleet: str, tmp_path: Path, *, measured: bool
 ) -> None:
     graph = (
         lower(make(tmp_path), len(FLEETS[fleet])) if fleet == "links between" else make(tmp_path)
     )
-    search = Search(graph, FLEETS[fleet])
+    search = Search(graph, _measured(graph, FLEETS[fleet]) if measured else FLEETS[fleet])
     layers, tables = len(search.layers), _Tables(search)
     times = {
         (cuts, layouts): seconds
@@ -111,9 +144,9 @@ class _Tables:
         search, cost = self._search, self._search._cost
         shared = [name for name in search.live[stop] if name != search.graph.input]
         tiles = {name: search.layouts.tiles(name) for name in shared}
-        demand, work = Demand(search.graph, tiles), Work.none(len(search.layouts.layout))
+        demand, work = Demand(search.graph, tiles), Work.none(search.layouts.device)
         for start in range(stop - 1, -1, -1):
-            work.add(search.layers[start], demand, search.graph)
+            search.add(start, demand, work)
             borders = search._bytes(tiles) + search._bytes(demand.boxes)
             exchange = cost.exchange(demand.boxes, tiles)
             compute = cost.compute(work, borders)
