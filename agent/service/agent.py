@@ -19,6 +19,7 @@ from agent.service.link_probe import LinkProbe
 from agent.service.loop import monotonic
 from agent.service.member import Member
 from agent.service.pacing import Pacer
+from agent.service.probes import ProbeJobs
 from agent.service.transfer import FetchBroken, FetchDone
 from agent.wire import messages as wire
 from agent.wire.topics import Address, Kind
@@ -63,9 +64,11 @@ class AgentService(Member):
         self._pacer = Pacer(config.runtime.slowness, config.runtime.pace_lock)
         max_bytes = limits.max_payload_mb << 20
         self._jobs = Jobs(store, self._options, max_bytes, monotonic, self._pacer)
+        folder = config.data_dir / "profiles"
+        self._probes = ProbeJobs(store, folder, self._options, monotonic, self._pacer)
         self._executor = self.executor("executor")
         self._disk = self.executor("loader")
-        self._probe = LinkProbe()
+        self._link_probe = LinkProbe()
         self._capacity: wire.Capacity | None = None
         self._programs: dict[str, Program] = {}
         self._epochs: dict[str, int] = {}
@@ -81,6 +84,7 @@ class AgentService(Member):
             "capacity": self._capacity,
             "health": measure_health(),
             "plans": self._epochs,
+            "drift": self._core.drift,
         }
 
     def connected(self, *, first: bool) -> None:
@@ -88,7 +92,7 @@ class AgentService(Member):
         if first:
             own = (self.topics.inbox, self.topics.halo, self.topics.echo)
             self.link.subscribe(*(topic(self.name) for topic in own), self.topics.plan("+"))
-        if self._probe.done:
+        if self._link_probe.done:
             self._tell_status()
         else:
             self._probe_link()
@@ -113,6 +117,9 @@ class AgentService(Member):
                 | ev.StepFinished()
                 | ev.StepFailed()
                 | ev.Concluded()
+                | ev.ProbesRead()
+                | ev.ProbesFailed()
+                | ev.ProbeRan()
             ):
                 self._handle(item)
 
@@ -121,7 +128,7 @@ class AgentService(Member):
         due = self._core.next_timer()
         if due is not None and now >= due:
             self._handle(ev.Tick())
-        if self.link.connected and self._probe.overdue(now):
+        if self.link.connected and self._link_probe.overdue(now):
             self._probe_link()
         if self.link.connected and now >= self._status_at:
             self._tell_status()
@@ -162,15 +169,15 @@ class AgentService(Member):
     # Link and status -----------------------------------------------------------------------
 
     def _probe_link(self) -> None:
-        payload = self._probe.next_payload(monotonic())
+        payload = self._link_probe.next_payload(monotonic())
         if payload is not None:
             self.publish(self.topics.echo(self.name), payload, qos=0)
 
     def _echoed(self, payload: bytes) -> None:
-        if self._probe.done:
+        if self._link_probe.done:
             return
-        self._probe.take(payload, monotonic())
-        if not self._probe.done:
+        self._link_probe.take(payload, monotonic())
+        if not self._link_probe.done:
             self._probe_link()
             return
         self._disk.submit(self._measure, self._not_measured)
@@ -181,8 +188,8 @@ class AgentService(Member):
             capacity = measure_capacity(
                 self._options,
                 None if limit is None else limit << 20,
-                self._probe.latency_s,
-                self._probe.bytes_per_s,
+                self._link_probe.latency_s,
+                self._link_probe.bytes_per_s,
                 **self._pacer.probing,
             )
         return self._pacer.slowed(capacity)
@@ -244,6 +251,8 @@ class AgentService(Member):
                 self._handle(ev.PlanOffered(check_header(plan, plan.model)))
             case wire.Standby():
                 self._handle(ev.StandbyOffered(message))
+            case wire.Calibrate():
+                self._handle(ev.CalibrationAsked(message))
             case wire.Want() | wire.Absent():
                 self.transfer.take(message)
             case _:
@@ -261,6 +270,9 @@ class AgentService(Member):
             ev.SendPiece: self._send_piece,
             ev.Decode: self._decode,
             ev.Conclude: self._conclude,
+            ev.ReadProbes: self._read_probes,
+            ev.RunProbe: self._run_probe,
+            ev.KeepTimings: self._keep_timings,
             ev.PublishAnswer: self._publish_answer,
             ev.PublishTrace: self._publish_trace,
             ev.Republish: self._republish,
@@ -274,6 +286,7 @@ class AgentService(Member):
             ev.Watch: self._watch,
             ev.Unwatch: self._unwatch,
             ev.PlansChanged: self._plans_changed,
+            ev.DriftChanged: lambda _: self._tell_status(),
             ev.Log: self._log,
         }
         performers[type(effect)](effect)
@@ -295,6 +308,27 @@ class AgentService(Member):
             lambda: self._jobs.conclude(job),
             lambda error: ev.StepFailed(job.key, job.plan, 0, reason_of(error)),
         )
+
+    def _read_probes(self, effect: ev.ReadProbes) -> None:
+        if self._capacity is None:
+            raise AssertionError("a device is asked for nothing before it told what it is")
+        runtime = wire.runtime_of(self._capacity, runtime_versions())
+        self._disk.submit(
+            lambda: self._probes.read(effect, runtime),
+            lambda error: ev.ProbesFailed(effect.model, effect.probes.digest, reason_of(error)),
+        )
+
+    def _run_probe(self, job: ev.RunProbe) -> None:
+        self._executor.submit(
+            lambda: self._probes.run(job),
+            lambda _error: ev.ProbeRan(job.model, job.probes, job.index, None, 0.0),
+        )
+
+    def _keep_timings(self, effect: ev.KeepTimings) -> None:
+        self._disk.submit(lambda: self._probes.keep(effect.timings), self._not_kept)
+
+    def _not_kept(self, error: Exception) -> None:
+        log("warning", f"the calibration cannot be kept: {reason_of(error)}")
 
     def _send_piece(self, effect: ev.SendPiece) -> None:
         dtype = self._programs[effect.plan].tensors[effect.tensor].dtype

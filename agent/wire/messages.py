@@ -7,15 +7,19 @@ Every type is a frozen struct that is validated when it is decoded; what does no
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from agent.errors import WireError
+from agent.wire.calibration import Timings
 from agent.wire.model import ModelName, ModelPackage
 from agent.wire.program import BlobRef, Box, Digest, Extent, Index
 from agent.wire.tensors import TensorMessage, pack, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 CHUNK_BYTES = 512 * 1024
 # What broker_config/ allows: a request of 8 MiB and what is around it.
@@ -28,6 +32,7 @@ RequestId = DeviceId
 Text = Annotated[str, Meta(max_length=4096)]
 Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Positive = Annotated[float, Meta(ge=0.0, le=1e18)]
+Ratio = Annotated[float, Meta(ge=1e-3, le=1e3)]
 
 
 class Capacity(Struct, frozen=True):
@@ -55,18 +60,23 @@ class Health(Struct, frozen=True):
 
 
 class ModelState(Struct, frozen=True):
-    """What a coordinator says of a deployed model in its status."""
+    """What a coordinator says of a deployed model in its status.
+
+    `measured` are the devices whose own times of the model's layers were planned with.
+    """
 
     name: ModelName
     state: Text
     epoch: int = 0
     devices: tuple[DeviceId, ...] = ()
+    measured: tuple[DeviceId, ...] = ()
 
 
 class Status(Struct, frozen=True):
     """Retained on a device's status topic; `session` tells one life of the process from another.
 
     The last will is the same message with `state` offline, so an old will cannot hide a new birth.
+    `drift` says how many times as long as predicted the steps of a model in `plans` take here.
     """
 
     device: DeviceId
@@ -77,6 +87,7 @@ class Status(Struct, frozen=True):
     capacity: Capacity | None = None
     health: Health | None = None
     plans: dict[str, int] = {}
+    drift: dict[ModelName, Ratio] = {}
     models: tuple[ModelState, ...] = ()
 
 
@@ -129,6 +140,24 @@ class Prepared(Struct, frozen=True, tag="prepared"):
     reason: Text = ""
 
 
+class Calibrate(Struct, frozen=True, tag="calibrate"):
+    """Coordinator to agent: when idle, run the model's probes (a blob), for `budget_s` at most."""
+
+    model: ModelName
+    coordinator: DeviceId
+    source: DeviceId
+    probes: BlobRef
+    budget_s: Annotated[float, Meta(ge=0.0, le=3600.0)]
+
+
+class Calibrated(Struct, frozen=True, tag="calibrated"):
+    """Agent to coordinator: how long the model's probes take here."""
+
+    device: DeviceId
+    model: ModelName
+    timings: Timings
+
+
 class Want(Struct, frozen=True, tag="want"):
     """Reader to the holder of a blob: publish `count` chunks, starting with chunk `first`."""
 
@@ -172,7 +201,18 @@ class Progress(Struct, frozen=True, tag="progress"):
     plan: PlanHeader | None = None
 
 
-Control = Prepare | Standby | Prepared | Want | Absent | Deploy | Remove | Progress
+Control = (
+    Prepare
+    | Standby
+    | Prepared
+    | Calibrate
+    | Calibrated
+    | Want
+    | Absent
+    | Deploy
+    | Remove
+    | Progress
+)
 
 
 class Piece(Struct, frozen=True, tag="piece"):
@@ -309,6 +349,12 @@ class Trace(Struct, frozen=True):
     sends: tuple[TransferTrace, ...] = ()
     receives: tuple[TransferTrace, ...] = ()
     pace: Pace | None = None
+
+
+def runtime_of(capacity: Capacity, versions: Mapping[str, str]) -> str:
+    """Return what decides, beside the model, how long a layer takes on a device."""
+    runtime = f"onnxruntime {versions.get('onnxruntime', '')} ({', '.join(capacity.providers)})"
+    return f"{capacity.cpu}, {capacity.threads} threads, {runtime}"[:4096]
 
 
 def fingerprint(payload: bytes) -> str:

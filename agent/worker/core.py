@@ -14,6 +14,8 @@ from agent.geometry import size
 from agent.wire.messages import Answer, Failure, Forward, Piece
 from agent.wire.tensors import itemsize
 from agent.worker import events as ev
+from agent.worker.calibration import Calibrations
+from agent.worker.drift import Drifts
 from agent.worker.early import EarlyPieces
 from agent.worker.events import Effect, Event, Held, PlanEvent, RequestKey
 from agent.worker.execution import Execution
@@ -54,6 +56,8 @@ class WorkerCore:
         self._max_in_flight = max_in_flight
         self._traces = traces
         self._plans = Plans(device)
+        self._calibrations = Calibrations(device)
+        self._drifts = Drifts()
         self._requests: dict[RequestKey, Request] = {}
         self._unclaimed: dict[RequestKey, Request] = {}
         self._recent: OrderedDict[RequestKey, None] = OrderedDict()
@@ -71,6 +75,11 @@ class WorkerCore:
     def serving(self) -> bool:
         """Whether this device has a part in any current plan."""
         return bool(self._plans.active)
+
+    @property
+    def drift(self) -> dict[str, float]:
+        """How many times as long as predicted the steps of each served model take here."""
+        return self._drifts.ratios({m: plan.digest for m, plan in self._plans.active.items()})
 
     def next_timer(self) -> float | None:
         """Return when a `Tick` is due at the latest."""
@@ -92,6 +101,8 @@ class WorkerCore:
         return effects + self._next_job()
 
     def _handler(self, event: Event) -> Callable[[Any, float], list[Effect]]:
+        if isinstance(event, ev.Fetched | ev.FetchFailed) and self._calibrations.owns(event.ticket):
+            return self._calibration_event
         handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
             ev.StepFinished: self._step_finished,
             ev.StepFailed: self._step_failed,
@@ -103,8 +114,19 @@ class WorkerCore:
             ev.ResultSeen: self._result_seen,
             ev.Tick: self._tick,
             ev.LeaveAsked: self._leave_asked,
+            ev.CalibrationAsked: self._calibration_event,
+            ev.ProbesRead: self._calibration_event,
+            ev.ProbesFailed: self._calibration_event,
+            ev.ProbeRan: self._calibration_event,
         }
         return handlers.get(type(event), self._plan_event)
+
+    # Calibration ---------------------------------------------------------------------------
+
+    def _calibration_event(self, event: Event, _now: float) -> list[Effect]:
+        if isinstance(event, ev.ProbeRan):
+            self._busy = False
+        return self._calibrations.handle(event)
 
     # Plans ---------------------------------------------------------------------------------
 
@@ -112,6 +134,8 @@ class WorkerCore:
         before = dict(self._plans.active)
         effects = self._change_plans(event)
         removed = isinstance(event, ev.PlanAnnounced) and event.header is None
+        if isinstance(event, ev.PlanAnnounced) and removed:
+            effects += self._calibrations.forget(event.model)
         for model in sorted(before.keys() | self._plans.active.keys()):
             active, old = self._plans.active.get(model), before.get(model)
             if old is active:
@@ -353,9 +377,21 @@ class WorkerCore:
         if len(self._recent) > REMEMBERED:
             self._recent.popitem(last=False)
         request = self._requests.pop(key, None)
-        if request is None or request.plan is None or not request.meter.steps or not self._traces:
+        if request is None or request.plan is None or not request.meter.steps:
             return []
-        return [ev.PublishTrace(key.model, request.trace(self._device, now))]
+        drift = self._note_drift(request, request.plan)
+        if not self._traces:
+            return drift
+        return [ev.PublishTrace(key.model, request.trace(self._device, now)), *drift]
+
+    def _note_drift(self, request: Request, plan: Plan) -> list[Effect]:
+        if plan.program is None:
+            return []
+        ran = request.meter.steps
+        predicted = sum(plan.program.steps[number].predicted_s for number, _, _ in ran)
+        model, measured = request.key.model, request.meter.compute_s
+        much = self._drifts.note(model, plan.digest, measured, predicted)
+        return [ev.DriftChanged()] if much else []
 
     def _fail(self, key: RequestKey, plan: str, failure: Failure, now: float) -> list[Effect]:
         request = self._requests.get(key)
@@ -427,7 +463,14 @@ class WorkerCore:
             if job is not None:
                 self._busy = True
                 return [job]
-        return []
+        probe = self._calibrations.next_job() if self._is_idle() else None
+        self._busy = probe is not None
+        return [] if probe is None else [probe]
+
+    def _is_idle(self) -> bool:
+        # Between its steps a request waits for others; a probe would make it wait longer.
+        answered = all(r.state in (State.ANSWERED, State.FAILED) for r in self._requests.values())
+        return answered and not self._plans.preparing and not self._leaving
 
     def _job_of(self, request: Request) -> Effect | None:
         execution, plan = request.execution, request.plan

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agent.geometry import Region
-    from agent.wire.messages import Answer, Control, Forward, Piece, PlanHeader, Standby, Trace
+    from agent.wire.calibration import Timing, Timings
+    from agent.wire.messages import (
+        Answer,
+        Calibrate,
+        Control,
+        Forward,
+        Piece,
+        PlanHeader,
+        Standby,
+        Trace,
+    )
     from agent.wire.program import BlobRef, Program
 
 
@@ -180,6 +190,44 @@ class ResultSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class CalibrationAsked:
+    """A coordinator asks how long a model's probes take."""
+
+    ask: Calibrate
+
+
+@dataclass(frozen=True, slots=True)
+class ProbesRead:
+    """The probes of a model are valid and `count` many; `known` is what was measured before."""
+
+    model: str
+    probes: str
+    count: int
+    runtime: str
+    known: Timings | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbesFailed:
+    """The probes of a model cannot be read."""
+
+    model: str
+    probes: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRan:
+    """Probe `index` ran, in `seconds` with all around it; it has no timing where it could not."""
+
+    model: str
+    probes: str
+    index: int
+    timing: Timing | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -199,8 +247,10 @@ PlanEvent = (
     | Loaded
     | PlanFailed
 )
+CalibrationEvent = CalibrationAsked | ProbesRead | ProbesFailed | ProbeRan
 Event = (
     PlanEvent
+    | CalibrationEvent
     | RequestArrived
     | Decoded
     | DecodeRefused
@@ -327,6 +377,30 @@ class Conclude:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadProbes:
+    """Read and check the probes of a model; answer `ProbesRead` or `ProbesFailed`."""
+
+    model: str
+    probes: BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class RunProbe:
+    """Executor: run probe `index`; answer `ProbeRan`."""
+
+    model: str
+    probes: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeepTimings:
+    """Forget the probes of a model, and keep what they took for the next time."""
+
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
 class SendPiece:
     """Publish a region of a tensor to a device, cut from the pieces that cover it."""
 
@@ -374,6 +448,11 @@ class PlansChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class DriftChanged:
+    """Steps take longer or less long than was told: refresh the status."""
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Log one line about an event."""
 
@@ -397,10 +476,14 @@ Effect = (
     | Decode
     | Run
     | Conclude
+    | ReadProbes
+    | RunProbe
+    | KeepTimings
     | SendPiece
     | PublishAnswer
     | Republish
     | PublishTrace
     | PlansChanged
+    | DriftChanged
     | Log
 )

@@ -66,6 +66,11 @@ class Plans:
         self._pending: dict[str, Plan] = {}
         self._standby: dict[str, Standby] = {}
 
+    @property
+    def preparing(self) -> bool:
+        """Whether a plan is being fetched or loaded."""
+        return any(plan.stage is not Stage.READY for plan in self._pending.values())
+
     def offer(self, header: PlanHeader, *, announced: bool) -> list[Effect]:
         """Consider a plan that a coordinator prepares or has announced."""
         known = (self.active.get(header.model), self._pending.get(header.model))
