@@ -54,6 +54,9 @@ class LinkProbe:
 
     @property
     def bytes_per_s(self) -> float:
-        """The rate of the quickest large message beyond the latency."""
+        """The link's rate in each direction, by the quickest large message beyond the latency.
+
+        The broker sends a message on once it has all of it, so an echo passes the link twice.
+        """
         large = min(seconds for size, seconds in self._times if size == LARGE_BYTES)
-        return LARGE_BYTES / max(1e-6, large - self.latency_s)
+        return 2 * LARGE_BYTES / max(1e-6, large - self.latency_s)

@@ -56,12 +56,12 @@ def test_every_echo_is_another() -> None:
 def test_the_quickest_echoes_count() -> None:
     probe = measured([0.5, 0.002, 0.3], [0.9, 0.102])
     assert probe.latency_s == pytest.approx(0.002)
-    assert probe.bytes_per_s == pytest.approx(LARGE_BYTES / 0.1)
+    assert probe.bytes_per_s == pytest.approx(2 * LARGE_BYTES / 0.1)
 
 
 def test_a_link_without_any_delay_has_a_finite_rate() -> None:
     probe = measured([0.001], [0.001])
-    assert probe.bytes_per_s == pytest.approx(LARGE_BYTES / 1e-6)
+    assert probe.bytes_per_s == pytest.approx(2 * LARGE_BYTES / 1e-6)
 
 
 def test_other_messages_are_ignored() -> None:
