@@ -181,6 +181,20 @@ class RequestConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ] = True
 
 
+class PlanningConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a coordinator plans."""
+
+    calibration_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="seconds in which an idle device may measure the layers of a model "
+            "that it serves; 0 plans with nominal rates",
+        ),
+    ] = 10.0
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings of one process."""
 
@@ -204,6 +218,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     requests: RequestConfig = field(default_factory=RequestConfig)
+    planning: PlanningConfig = field(default_factory=PlanningConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +287,9 @@ def load_config(
 
 def _build(values: Mapping[str, object]) -> Config:
     """Return the structs of checked values, if they make sense together."""
-    sections: dict[str, dict[str, Any]] = {"broker": {}, "runtime": {}, "store": {}, "requests": {}}
+    sections: dict[str, dict[str, Any]] = {
+        name: {} for name in ("broker", "runtime", "store", "requests", "planning")
+    }
     top: dict[str, Any] = {}
     for name, value in values.items():
         section, dot, key = name.partition(".")
@@ -292,6 +309,7 @@ def _build(values: Mapping[str, object]) -> Config:
         runtime=RuntimeConfig(**sections["runtime"]),
         store=StoreConfig(**sections["store"]),
         requests=RequestConfig(**sections["requests"]),
+        planning=PlanningConfig(**sections["planning"]),
     )
     has_password = broker.password is not None or broker.password_file is not None
     if has_password and broker.username is None:

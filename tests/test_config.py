@@ -256,6 +256,7 @@ def test_the_example_file_holds(tmp_path: Path) -> None:
     examples = {"broker.tls"}
     for name in shown.keys() & defaults.keys() - examples:
         value = shown[name]
-        assert defaults[name] == (", ".join(value) if isinstance(value, list) else str(value)), name
+        text = ", ".join(value) if isinstance(value, list) else str(value)
+        assert defaults[name] == (text.lower() if isinstance(value, bool) else text), name
     sections = {setting.name.partition(".")[0] for setting in settings() if "." in setting.name}
     assert sections == {name.partition(".")[0] for name in shown}

@@ -10,37 +10,56 @@ brought to the devices in advance.
 from __future__ import annotations
 
 from collections import deque
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from agent.coordinator import events as ev
+from agent.coordinator.calibration import Calibration
 from agent.coordinator.deployment import Deployment
+from agent.coordinator.hysteresis import worth_switching
 from agent.coordinator.membership import Membership
-from agent.wire.messages import ModelState, PlanHeader, Prepare, Progress, Standby
+from agent.wire.messages import Calibrate, ModelState, PlanHeader, Prepare, Progress, Standby
 from agent.wire.program import BlobRef, plan_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from agent.coordinator.events import ComputedPlan, Effect, Event, Member
-    from agent.wire.messages import Deploy
+    from agent.wire.calibration import Figures
+    from agent.wire.messages import Deploy, Status
     from agent.wire.model import ModelPackage
 
 SETTLE_S = 0.5
 REMIND_S = 5.0
 RETAINED_S = 2.0
 PREPARE_S = 120.0
+BUDGET_S = 10.0
 
 
 class CoordinatorCore:
-    """The coordinator `name`, which serves `deployments` (packages with their newest epochs)."""
+    """The coordinator `name`, which serves `deployments` (packages with their newest epochs).
+
+    `figures` are those of an earlier life, by model and device. Each device may spend `budget_s`
+    on the calibration of a model; where that is 0, plans follow nominal rates alone.
+    """
 
     def __init__(
-        self, name: str, deployments: Iterable[tuple[ModelPackage, int]], now: float
+        self,
+        name: str,
+        deployments: Iterable[tuple[ModelPackage, int]],
+        now: float,
+        *,
+        figures: Mapping[str, Mapping[str, Figures]] = MappingProxyType({}),
+        budget_s: float = BUDGET_S,
     ) -> None:
         self._name = name
+        self._budget_s = budget_s
         self._members = Membership()
         self._deployments = {
-            package.name: Deployment(package, epoch) for package, epoch in deployments
+            package.name: Deployment(
+                package, epoch, calibration=Calibration(figures.get(package.name, {}))
+            )
+            for package, epoch in deployments
         }
         self._deploys: dict[str, Deploy] = {}
         self._retired: dict[str, int] = {}
@@ -51,7 +70,8 @@ class CoordinatorCore:
     def next_timer(self) -> float | None:
         """Return when a `Tick` is due at the latest."""
         timers = [d.remind_at for d in self._deployments.values() if d.offered]
-        timers += [at for at in (self._settle_at, self._announce_at) if at is not None]
+        waits = [d.calibration.until for d in self._deployments.values()]
+        timers += [at for at in (self._settle_at, self._announce_at, *waits) if at is not None]
         return min(timers, default=None)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -66,6 +86,9 @@ class CoordinatorCore:
             ev.FetchFailed: self._fetch_failed,
             ev.Computed: self._computed,
             ev.ComputeFailed: self._compute_failed,
+            ev.ProbesMade: self._probes_made,
+            ev.ProbesRefused: self._probes_refused,
+            ev.CalibratedSeen: self._calibrated_seen,
             ev.PreparedSeen: self._prepared_seen,
             ev.Reconnected: self._reconnected,
             ev.Tick: self._tick,
@@ -87,7 +110,7 @@ class CoordinatorCore:
         if self._members.see(status):
             effects.append(ev.Log("info", f"{status.device} is {status.state}"))
         if not effects:
-            return []
+            return self._drift_seen(status, now)
         self._settle_at = now + SETTLE_S
         for deployment in self._deployments.values():
             if self._has_lost(deployment, now):
@@ -152,6 +175,7 @@ class CoordinatorCore:
             self._announce_at = None
             effects += self._announce_lost()
         for deployment in self._deployments.values():
+            effects += self._refine(deployment, now)
             if deployment.offered and now >= deployment.remind_at:
                 effects += self._remind(deployment, deployment.offered, now)
         if self._settle_at is not None and now >= self._settle_at:
@@ -267,9 +291,16 @@ class CoordinatorCore:
             return []
         return [self._compute(deployment, members)]
 
-    def _compute(self, deployment: Deployment, members: tuple[Member, ...]) -> Effect:
+    def _compute(
+        self,
+        deployment: Deployment,
+        members: tuple[Member, ...],
+        against: ComputedPlan | None = None,
+    ) -> Effect:
         deployment.computing = frozenset(member.device for member in members)
-        return ev.ComputePlan(deployment.package, members)
+        deployment.refining = against is not None
+        figures = deployment.calibration.figures(members)
+        return ev.ComputePlan(deployment.package, members, figures, against)
 
     def _computed(self, event: ev.Computed, now: float) -> list[Effect]:
         name = event.package.name
@@ -281,9 +312,11 @@ class CoordinatorCore:
         fleet = frozenset(member.device for member in members)
         stale = event.package != deployment.package
         if deployment.state != "planning":
+            if deployment.refining and not stale and event.plan.fleet == fleet:
+                return self._weigh(deployment, event.plan, members, now)
             if not stale:
                 deployment.after_loss[event.plan.fleet] = event.plan
-            return self._compute_next(deployment, members)
+            return self._compute_next(deployment, members, now)
         if stale or event.plan.fleet != fleet:
             return self._replan(deployment, now)
         notes = [ev.Log("info", note, name) for note in event.plan.notes]
@@ -298,7 +331,7 @@ class CoordinatorCore:
         log = ev.Log("error", f"cannot be planned: {event.reason}", name)
         members = self._members.candidates(name, now)
         if deployment.state != "planning":
-            return [log, *self._compute_next(deployment, members)]
+            return [log, *self._compute_next(deployment, members, now)]
         fleet = frozenset(member.device for member in members)
         if event.package != deployment.package or event.fleet != fleet:
             return [log, *self._replan(deployment, now)]
@@ -325,6 +358,7 @@ class CoordinatorCore:
         deployment.plan = plan
         deployment.previous = None
         deployment.planned = {member.device: member for member in members}
+        deployment.calibration.switched(members)
         unchanged = (
             current is not None
             and current.programs == plan.programs
@@ -333,7 +367,7 @@ class CoordinatorCore:
             and all(before.get(d, sessions[d]) == sessions[d] for d in plan.devices)
         )
         if unchanged and current is not None:
-            return self._serve(deployment, current, announce=False)
+            return self._serve(deployment, current, now, announce=False)
         deployment.epoch += 1
         stayed = {
             device
@@ -388,9 +422,11 @@ class CoordinatorCore:
         deployment.awaited.discard(prepared.device)
         if deployment.awaited or deployment.offered is None:
             return []
-        return self._serve(deployment, header, announce=True)
+        return self._serve(deployment, header, now, announce=True)
 
-    def _serve(self, deployment: Deployment, header: PlanHeader, *, announce: bool) -> list[Effect]:
+    def _serve(
+        self, deployment: Deployment, header: PlanHeader, now: float, *, announce: bool
+    ) -> list[Effect]:
         deployment.current, deployment.offered = header, None
         deployment.state = "serving"
         effects: list[Effect] = []
@@ -398,6 +434,12 @@ class CoordinatorCore:
             text = f"serving on {', '.join(header.devices)}"
             effects += [ev.Announce(header), ev.Log("info", text, header.model, header.epoch)]
         effects += self._tell_waiting(deployment, "serving", header)
+        effects += self._prepare_losses(deployment, header, now)
+        return effects + self._calibrate(deployment, now)
+
+    def _prepare_losses(
+        self, deployment: Deployment, header: PlanHeader, now: float
+    ) -> list[Effect]:
         members = tuple(deployment.planned[device] for device in sorted(deployment.planned))
         fleet = frozenset(deployment.planned)
         deployment.after_loss = {f: p for f, p in deployment.after_loss.items() if f < fleet}
@@ -406,11 +448,16 @@ class CoordinatorCore:
             for device in header.devices
             if len(fleet) > 1 and fleet - {device} not in deployment.after_loss
         )
-        return effects + self._compute_next(deployment, members)
+        return self._compute_next(deployment, members, now)
 
-    def _compute_next(self, deployment: Deployment, members: tuple[Member, ...]) -> list[Effect]:
+    def _compute_next(
+        self, deployment: Deployment, members: tuple[Member, ...], now: float
+    ) -> list[Effect]:
         if deployment.computing is not None:
             return []
+        refined = self._refine(deployment, now)
+        if refined:
+            return refined
         present = {member.device: member for member in members}
         while deployment.to_compute:
             fleet = deployment.to_compute.popleft()
@@ -435,6 +482,86 @@ class CoordinatorCore:
             standby = Standby(deployment.package.name, self._name, refs)
             effects.append(ev.Tell(device, standby))
         return effects
+
+    # Calibration ---------------------------------------------------------------------------
+
+    def _calibrate(self, deployment: Deployment, now: float) -> list[Effect]:
+        """Have the devices of a model that is served measure its layers."""
+        calibration, package = deployment.calibration, deployment.package
+        if self._budget_s <= 0.0:
+            return []
+        if calibration.lacks_probes():
+            return [ev.MakeProbes(package)]
+        devices = calibration.unasked(deployment.planned.values(), now)
+        if calibration.probes is None or not devices:
+            return []
+        ask = Calibrate(package.name, self._name, self._name, calibration.probes, self._budget_s)
+        return [self._persist(), *(ev.Tell(device, ask) for device in devices)]
+
+    def _probes_made(self, event: ev.ProbesMade, now: float) -> list[Effect]:
+        deployment = self._deployments.get(event.package.name)
+        if deployment is None or deployment.package != event.package:
+            return []
+        deployment.calibration.made(event.probes)
+        return self._calibrate(deployment, now) if deployment.state == "serving" else []
+
+    def _probes_refused(self, event: ev.ProbesRefused, _now: float) -> list[Effect]:
+        text = f"cannot be calibrated: {event.reason}"
+        return [ev.Log("warning", text, event.package.name)]
+
+    def _calibrated_seen(self, event: ev.CalibratedSeen, now: float) -> list[Effect]:
+        message = event.calibrated
+        deployment = self._deployments.get(message.model)
+        if deployment is None or message.device not in deployment.planned:
+            return []
+        deployment.calibration.answered(message.device, message.timings)
+        text = f"{message.device} has measured the model's layers"
+        return [ev.Log("info", text, message.model), *self._refine(deployment, now)]
+
+    def _drift_seen(self, status: Status, now: float) -> list[Effect]:
+        if self._budget_s <= 0.0:
+            return []
+        effects: list[Effect] = []
+        for model, ratio in status.drift.items():
+            deployment = self._deployments.get(model)
+            header = deployment.current if deployment is not None else None
+            if deployment is None or header is None or deployment.state != "serving":
+                continue
+            # What was measured under another plan is a ratio to other predictions.
+            current = status.plans.get(model) == header.epoch and status.device in header.devices
+            if current and deployment.calibration.drifted(status.device, ratio, now):
+                text = f"{status.device} takes {ratio:.2f} times as long as planned"
+                effects += [ev.Log("info", text, model), *self._refine(deployment, now)]
+        return effects
+
+    def _refine(self, deployment: Deployment, now: float) -> list[Effect]:
+        """Look for a better plan where figures are new, while the current one serves."""
+        ready = deployment.state == "serving" and deployment.computing is None
+        members = self._members.candidates(deployment.package.name, now)
+        if not ready or not members or deployment.plan is None:
+            return []
+        if not deployment.calibration.due(members, now):
+            return []
+        deployment.calibration.taken()
+        return [self._compute(deployment, members, deployment.plan)]
+
+    def _weigh(
+        self,
+        deployment: Deployment,
+        plan: ComputedPlan,
+        members: tuple[Member, ...],
+        now: float,
+    ) -> list[Effect]:
+        """Switch to a plan made of new figures if that pays; remake the plans for losses."""
+        deployment.after_loss.clear()
+        before = plan.instead_of_ms
+        name, header = deployment.package.name, deployment.current
+        if before is None or header is None or worth_switching(plan.predicted_ms, before):
+            return self._offer(deployment, plan, members, now)
+        deployment.calibration.weighed(members)
+        text = f"no better plan: {plan.predicted_ms:.1f} ms instead of {before:.1f} ms"
+        losses = self._prepare_losses(deployment, header, now)
+        return [ev.Log("info", text, name), self._persist(), *losses]
 
     # Telling -------------------------------------------------------------------------------
 
@@ -468,11 +595,19 @@ class CoordinatorCore:
             plans += [deployment.plan] if deployment.plan else []
             blobs |= {ref.digest for plan in plans for ref in plan.programs.values()}
             blobs |= {digest for p in plans for needed in p.blobs.values() for digest in needed}
+            blobs |= deployment.calibration.blobs()
         packages = [(d.package, d.epoch) for d in self._deployments.values()]
-        return ev.Persist(tuple(packages), frozenset(blobs))
+        figures = {n: d.calibration.to_save() for n, d in self._deployments.items()}
+        return ev.Persist(tuple(packages), frozenset(blobs), figures)
 
     def _shown(self) -> tuple[ModelState, ...]:
         return tuple(
-            ModelState(name, d.state[:4000], d.epoch, d.current.devices if d.current else ())
+            ModelState(
+                name,
+                d.state[:4000],
+                d.epoch,
+                d.current.devices if d.current else (),
+                d.calibration.measured,
+            )
             for name, d in sorted(self._deployments.items())
         )

@@ -6,6 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from agent.coordinator.calibration import Calibration
+
 if TYPE_CHECKING:
     from agent.coordinator.events import ComputedPlan, Fleet, Member
     from agent.wire.messages import PlanHeader
@@ -20,7 +22,9 @@ class Deployment:
     prepare; `planned` are the members that the newest plan was made for, `plan` what was made.
     `after_loss` holds plans for other fleets, `to_compute` those still to be made; `computing` is
     the fleet that the planner works on. `waiting` are the clients (sender, reference) to tell.
-    `previous` is what was served under this name, until this model has been planned.
+    `previous` is what was served under this name, until this model has been planned. `calibration`
+    is what is known of the devices' speed; while `refining`, the plan that the planner works on is
+    to be weighed against the current one.
     """
 
     package: ModelPackage
@@ -38,3 +42,5 @@ class Deployment:
     to_compute: deque[Fleet] = field(default_factory=deque)
     waiting: list[tuple[str, str]] = field(default_factory=list)
     previous: Deployment | None = None
+    calibration: Calibration = field(default_factory=lambda: Calibration({}))
+    refining: bool = False

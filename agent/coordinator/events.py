@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agent.wire.calibration import Figures
     from agent.wire.messages import (
+        Calibrated,
         Capacity,
         Control,
         Deploy,
@@ -22,11 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A device that can be planned with: its id, this life of its agent, its capacity."""
+    """A device that can be planned with: its id, this life of its agent, its capacity.
+
+    `runtime` is what a layer's time depends on there; timings of another one say nothing.
+    """
 
     device: str
     session: str
     capacity: Capacity
+    runtime: str = ""
 
 
 Fleet = frozenset[str]
@@ -36,7 +42,9 @@ Fleet = frozenset[str]
 class ComputedPlan:
     """What the planner made for `fleet`; `devices` is in rank order and may be fewer.
 
-    `blobs` gives, for each device, digest to size of all that its program needs.
+    `blobs` gives, for each device, digest to size of all that its program needs. `choice` is what
+    the planner needs to weigh this plan against another; `instead_of_ms` is what the plan that it
+    was to be weighed against takes by the same figures.
     """
 
     fleet: Fleet
@@ -45,6 +53,8 @@ class ComputedPlan:
     blobs: dict[str, dict[str, int]]
     predicted_ms: float
     notes: tuple[str, ...] = field(default=())
+    choice: Any = None
+    instead_of_ms: float | None = None
 
 
 # Events -----------------------------------------------------------------------------------------
@@ -119,6 +129,29 @@ class ComputeFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbesMade:
+    """A `MakeProbes` of `package` succeeded: the probes are blob `probes` in the store."""
+
+    package: ModelPackage
+    probes: BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class ProbesRefused:
+    """A `MakeProbes` of `package` failed; `reason` is for people."""
+
+    package: ModelPackage
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CalibratedSeen:
+    """An agent tells how long a model's probes take."""
+
+    calibrated: Calibrated
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedSeen:
     """An agent prepared a plan, or could not."""
 
@@ -145,6 +178,9 @@ Event = (
     | FetchFailed
     | Computed
     | ComputeFailed
+    | ProbesMade
+    | ProbesRefused
+    | CalibratedSeen
     | PreparedSeen
     | Reconnected
     | Tick
@@ -165,10 +201,23 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class ComputePlan:
-    """Run the planner for `members`, store what it makes, answer `Computed`/`ComputeFailed`."""
+    """Run the planner for `members`, store what it makes, answer `Computed`/`ComputeFailed`.
+
+    `figures` says by device what is known beyond capacities. The plan `against` is to be weighed
+    against what is made.
+    """
 
     package: ModelPackage
     members: tuple[Member, ...]
+    figures: dict[str, Figures] = field(default_factory=dict)
+    against: ComputedPlan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MakeProbes:
+    """Make the probes of a model, store them, answer `ProbesMade` or `ProbesRefused`."""
+
+    package: ModelPackage
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +244,11 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """Save the deployments and their newest epochs, and pin their blobs."""
+    """Save the deployments, their newest epochs and figures by model and device; pin blobs."""
 
     deployments: tuple[tuple[ModelPackage, int], ...]
     blobs: frozenset[str]
+    figures: dict[str, dict[str, Figures]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,4 +268,4 @@ class Log:
     epoch: int | None = None
 
 
-Effect = Fetch | ComputePlan | Tell | Announce | Withdraw | Persist | Show | Log
+Effect = Fetch | ComputePlan | MakeProbes | Tell | Announce | Withdraw | Persist | Show | Log

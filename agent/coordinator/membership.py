@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.coordinator.events import Member
+from agent.wire.messages import runtime_of
 
 if TYPE_CHECKING:
     from agent.wire.messages import Status
@@ -38,7 +39,8 @@ class Membership:
                 del self._members[status.device]
                 return True
             return False
-        member = Member(status.device, status.session, status.capacity)
+        runtime = runtime_of(status.capacity, status.versions)
+        member = Member(status.device, status.session, status.capacity, runtime)
         if before is not None and before.session == status.session and _alike(before, member):
             return False
         self._members[status.device] = member

@@ -15,9 +15,10 @@ from agent.errors import StoreError, WireError, reason_of
 from agent.service.checks import check_header, check_status
 from agent.service.loop import monotonic
 from agent.service.member import Member
-from agent.service.planning import compute_plan
+from agent.service.planning import compute_plan, make_probes
 from agent.service.transfer import FetchBroken, FetchDone, FetchProgress
 from agent.wire import messages as wire
+from agent.wire.calibration import Figures
 from agent.wire.model import ModelPackage
 from agent.wire.topics import Address, Kind
 
@@ -35,6 +36,7 @@ class SavedDeployment(msgspec.Struct, frozen=True):
 
     package: ModelPackage
     epoch: int
+    figures: dict[str, Figures] = {}
 
 
 class CoordinatorService(Member):
@@ -51,7 +53,14 @@ class CoordinatorService(Member):
         store = BlobStore(folder / "blobs", config.store.limit_mb << 20)
         super().__init__(name, config, store, environment)
         self._file = folder / STATE_FILE
-        self._core = CoordinatorCore(name, self._saved(), monotonic())
+        saved = self._saved()
+        self._core = CoordinatorCore(
+            name,
+            [(item.package, item.epoch) for item in saved],
+            monotonic(),
+            figures={item.package.name: item.figures for item in saved},
+            budget_s=config.planning.calibration_s,
+        )
         self._planner = self.executor("planner")
         self._models: tuple[wire.ModelState, ...] = ()
 
@@ -80,7 +89,7 @@ class CoordinatorService(Member):
                 self._handle(ev.Fetching(ticket, fraction))
             case FetchBroken(ticket, reason):
                 self._handle(ev.FetchFailed(ticket, reason))
-            case ev.Computed() | ev.ComputeFailed():
+            case ev.Computed() | ev.ComputeFailed() | ev.ProbesMade() | ev.ProbesRefused():
                 self._handle(item)
 
     def turn(self, now: float) -> float | None:
@@ -115,6 +124,8 @@ class CoordinatorService(Member):
                 self._handle(ev.RemoveAsked(message))
             case wire.Prepared():
                 self._handle(ev.PreparedSeen(message))
+            case wire.Calibrated():
+                self._handle(ev.CalibratedSeen(message))
             case wire.Want() | wire.Absent():
                 self.transfer.take(message)
             case _:
@@ -130,6 +141,7 @@ class CoordinatorService(Member):
         performers: dict[type, Callable[[Any], None]] = {
             ev.Fetch: self._fetch,
             ev.ComputePlan: self._compute,
+            ev.MakeProbes: self._make_probes,
             ev.Tell: self._tell,
             ev.Announce: self._announce,
             ev.Withdraw: lambda e: self.publish(self.topics.plan(e.model), b"", retain=True),
@@ -149,8 +161,18 @@ class CoordinatorService(Member):
         package, members = effect.package, effect.members
         fleet = frozenset(member.device for member in members)
         self._planner.submit(
-            lambda: ev.Computed(package, compute_plan(package, members, self.store)),
+            lambda: ev.Computed(
+                package,
+                compute_plan(package, members, self.store, effect.figures, effect.against),
+            ),
             lambda error: ev.ComputeFailed(package, fleet, reason_of(error)),
+        )
+
+    def _make_probes(self, effect: ev.MakeProbes) -> None:
+        package = effect.package
+        self._planner.submit(
+            lambda: ev.ProbesMade(package, make_probes(package, self.store)),
+            lambda error: ev.ProbesRefused(package, reason_of(error)),
         )
 
     def _tell(self, effect: ev.Tell) -> None:
@@ -162,7 +184,10 @@ class CoordinatorService(Member):
 
     def _persist(self, effect: ev.Persist) -> None:
         self.store.pin(effect.blobs)
-        saved = [SavedDeployment(package, epoch) for package, epoch in effect.deployments]
+        saved = [
+            SavedDeployment(package, epoch, effect.figures.get(package.name, {}))
+            for package, epoch in effect.deployments
+        ]
         partial = self._file.with_suffix(".tmp")
         with partial.open("wb") as file:
             file.write(msgspec.json.encode(saved))
@@ -171,7 +196,7 @@ class CoordinatorService(Member):
             os.fsync(file.fileno())
         partial.replace(self._file)
 
-    def _saved(self) -> list[tuple[ModelPackage, int]]:
+    def _saved(self) -> list[SavedDeployment]:
         if not self._file.exists():
             return []
         try:
@@ -181,7 +206,7 @@ class CoordinatorService(Member):
                 f"{self._file} cannot be read: {error}; remove it and deploy the models again"
             ) from error
         self.store.pin({digest for item in saved for digest in item.package.blobs()})
-        return [(item.package, item.epoch) for item in saved]
+        return saved
 
     def _show(self, effect: ev.Show) -> None:
         self._models = effect.models

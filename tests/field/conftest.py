@@ -11,7 +11,7 @@ import models
 from agent.adapters.fleet import ProcessFleet
 from models.vgg16 import build
 from tests.conftest import need_mosquitto
-from tests.field.support import Field, Reference, field_of
+from tests.field.support import NOMINAL, Field, Reference, field_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ def home(
     """Three agents that serve both models and that no test harms."""
     need_mosquitto()
     folder = tmp_path_factory.mktemp("home")
-    with ProcessFleet(folder, 3) as fleet:
+    with ProcessFleet(folder, 3, settings=NOMINAL) as fleet:
         field = field_of(fleet, folder)
         field.wait_online()
         for model in (vgg, defects):

@@ -21,6 +21,7 @@ from agent.wire.program import BlobRef
 from agent.wire.tensors import encode_tensor
 from tests.field.conftest import MODELS
 from tests.field.support import (
+    NOMINAL,
     Field,
     Reference,
     answers,
@@ -347,7 +348,7 @@ def test_a_store_that_is_too_small_is_told_and_planned_around(
         tmp_path,
         2,
         broker=home.broker,
-        settings={"HALOMQ_FLEET": "small"},
+        settings={"HALOMQ_FLEET": "small", **NOMINAL},
         own={"device-2": {"HALOMQ_STORE_LIMIT_MB": "1"}},
     )
     with fleet:

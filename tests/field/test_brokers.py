@@ -15,6 +15,7 @@ from agent.config import BrokerConfig, Config
 from agent.packaging import package_model
 from agent.wire.messages import decode_answer
 from tests.field.support import (
+    NOMINAL,
     WAIT_S,
     Field,
     Outcome,
@@ -93,6 +94,7 @@ def secured(
         len(agents),
         broker=secure_broker.broker,
         settings={
+            **NOMINAL,
             "HALOMQ_BROKER_TLS": "true",
             "HALOMQ_BROKER_CA_FILE": str(secure_broker.ca_file),
         },
@@ -181,7 +183,7 @@ def test_the_fleet_works_on_the_embedded_broker(
     monkeypatch.setattr(local_broker, "find_mosquitto", lambda: None)
     with LocalBroker.start(tmp_path / "broker") as broker:
         assert broker.kind == "amqtt"
-        with ProcessFleet(tmp_path, 2, broker=broker) as fleet:
+        with ProcessFleet(tmp_path, 2, broker=broker, settings=NOMINAL) as fleet:
             field = field_of(fleet, tmp_path)
             field.wait_online()
             assert set(field.deploy(defects).devices) == set(fleet.names)

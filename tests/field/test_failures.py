@@ -15,6 +15,7 @@ from agent.wire.messages import Control, PlanHeader, Standby, decode_answer, dec
 from models.vgg16 import build
 from tests.conftest import need_mosquitto
 from tests.field.support import (
+    NOMINAL,
     WAIT_S,
     Field,
     Message,
@@ -42,7 +43,7 @@ def struck(tmp_path_factory: pytest.TempPathFactory, defects: Reference) -> Iter
     """Three agents on a broker of their own, for these tests to harm."""
     need_mosquitto()
     folder = tmp_path_factory.mktemp("struck")
-    with ProcessFleet(folder, 3) as fleet:
+    with ProcessFleet(folder, 3, settings=NOMINAL) as fleet:
         field = field_of(fleet, folder)
         field.wait_online()
         field.deploy(defects)

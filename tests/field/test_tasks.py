@@ -18,7 +18,7 @@ from agent.adapters.fleet import ProcessFleet
 from agent.errors import ConfigError
 from agent.packaging import package_model
 from tests.conftest import need_mosquitto
-from tests.field.support import V311, Field, Reference, field_of
+from tests.field.support import NOMINAL, V311, Field, Reference, field_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +108,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Reference])
     """Two agents that serve both."""
     need_mosquitto()
     folder = tmp_path_factory.mktemp("pair")
-    with ProcessFleet(folder, 2) as fleet:
+    with ProcessFleet(folder, 2, settings=NOMINAL) as fleet:
         field = field_of(fleet, folder)
         field.wait_online()
         for model in models.values():
