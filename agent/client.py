@@ -197,6 +197,23 @@ class Client:
                     return header
         raise FleetError(f"no newer plan of {model} than epoch {epoch} within {timeout_s:g} s")
 
+    def measured_plan(self, model: str, timeout_s: float = 180.0) -> PlanHeader:
+        """Wait until all agents have measured a model, and the plan that follows serves it.
+
+        Raises:
+            FleetError: if that is not so within `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            online = [s for s in self.devices(1.0) if s.state == "online"]
+            agents = {s.device for s in online if s.role == "agent"}
+            for shown in (m for s in online for m in s.models if m.name == model):
+                if shown.state == "serving" and agents <= set(shown.measured):
+                    found = [p for p in self.plans(1.0) if p.model == model]
+                    if [p.epoch for p in found] == [shown.epoch]:
+                        return found[0]
+        raise FleetError(f"no plan of {model} made of measured times within {timeout_s:g} s")
+
     def flush(self) -> None:
         """Write what was published and not yet sent."""
         while self._link.wants_write:

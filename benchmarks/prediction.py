@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from agent.wire.messages import PlanHeader, Trace
 
 WARM_UP = 5
-WAIT_S = 180.0
-POLL_S = 0.5
 
 
 def quiet(_text: str, _fraction: float) -> None:
@@ -47,17 +44,6 @@ def error(predicted: float, measured: float) -> float:
 def model_of(name: str, folder: Path) -> DemoModel:
     """Return a model of the zoo (built now), or one that the demo knows."""
     return find_model(str(build(name, folder)) if name in ZOO else name, None)
-
-
-def calibrated(client: Client, header: PlanHeader, devices: int) -> PlanHeader:
-    """Wait until all devices have measured the model and the plan made with that serves."""
-    until = time.monotonic() + WAIT_S
-    while time.monotonic() < until:
-        states = [m for s in client.devices() for m in s.models if m.name == header.model]
-        if any(s.state == "serving" and len(s.measured) == devices for s in states):
-            return next(plan for plan in client.plans() if plan.model == header.model)
-        time.sleep(POLL_S)
-    raise SystemExit(f"{header.model}: the devices did not measure it within {WAIT_S:.0f} s")
 
 
 def measure(
@@ -75,9 +61,10 @@ def measure(
         client = stack.enter_context(Client(config=config))
         demo = Demo(members, model_of(name, folder), quiet)
         demo.wait_for_devices(client)
-        header = demo.deploy(client)
+        header = client.deploy(demo.packaged.package, demo.packaged.blobs)
         if not nominal:
-            header = calibrated(client, header, devices)
+            header = client.measured_plan(header.model)
+        members.wait_quiet()
         traces = []
         for _ in range(WARM_UP + requests):
             request = client.send(demo.name, demo.payload, traces=True)

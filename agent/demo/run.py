@@ -119,10 +119,13 @@ class Demo:
         return Reference(outputs, answer, statistics.median(times[WARM_UP:]) * 1e3)
 
     def deploy(self, client: Client) -> PlanHeader:
-        """Have the coordinator serve the model."""
+        """Have the coordinator serve the model, by the plan that follows measuring it."""
         self._report("deploying", 0.0)
         header = client.deploy(self.packaged.package, self.packaged.blobs, self._report)
         self._report("bringing what a loss would need", 1.0)
+        self._fleet.wait_quiet()
+        self._report("measuring its layers on each device", 1.0)
+        header = client.measured_plan(header.model)
         self._fleet.wait_quiet()
         return header
 

@@ -199,6 +199,8 @@ def _serve(stack: ExitStack, fleet: RigFleet, subject: Subject, title: str) -> S
     client = stack.enter_context(Client(config=config))
     header = client.deploy(subject.packaged.package, subject.packaged.blobs)
     fleet.wait_quiet()
+    header = client.measured_plan(header.model)
+    fleet.wait_quiet()
     return Side(title, fleet, client, subject, header)
 
 
