@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 PROBE_FLOPS = 2 * 9 * 56 * 56 * (64 * 128 + 128 * 128)
 PROBE_SHAPE = (1, 64, 56, 56)
 PROBE_S = 1.0
-COPY_BYTES = 16 << 20
+STEP_SHAPE = (1, 1, 1, 1)
+# The hops between the threads of an agent take many times as long as the smallest run.
+STEP_RUNS = 20
+# More than any cache holds.
+COPY_BYTES = 64 << 20
 
 
 def measure_capacity(
@@ -35,7 +39,7 @@ def measure_capacity(
     link_bytes_per_s: float,
     probe_s: float = PROBE_S,
 ) -> Capacity:
-    """Measure the compute rate on a small convolution and memory bandwidth, `probe_s` each."""
+    """Measure the rate of small convolutions, of memory, and a step: `probe_s` seconds each."""
     capacity = Capacity(
         cpu=cpu_model(),
         cores=os.cpu_count() or 1,
@@ -44,6 +48,7 @@ def measure_capacity(
         providers=options.providers,
         flops_per_s=measure_flops(options, probe_s),
         memory_bytes_per_s=measure_copy(probe_s),
+        step_overhead_s=measure_step(options, probe_s),
         link_latency_s=link_latency_s,
         link_bytes_per_s=link_bytes_per_s,
         memory_limit_bytes=memory_limit_bytes,
@@ -59,6 +64,18 @@ def measure_flops(options: RuntimeOptions, probe_s: float = PROBE_S) -> float:
     image = np.ones(PROBE_SHAPE, np.float32)
     segment.run([image])
     return PROBE_FLOPS / _fastest(lambda: segment.run([image]), probe_s)
+
+
+def measure_step(options: RuntimeOptions, probe_s: float = PROBE_S) -> float:
+    """Return what a step costs beyond its computing, in seconds."""
+    segment = Segment(files("agent.adapters").joinpath("step.onnx").read_bytes(), {}, options)
+    value = np.ones(STEP_SHAPE, np.float32)
+
+    def step() -> None:
+        for _ in range(STEP_RUNS):
+            segment.run([np.ascontiguousarray(value)])
+
+    return _fastest(step, probe_s)
 
 
 def measure_copy(probe_s: float = PROBE_S) -> float:

@@ -31,6 +31,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 # A segment's inputs and outputs are each copied once more than the model's own tensors.
 _BORDER_COPIES = 2.0
 _READ = 0.5
+# Devices are never quite in step: who waits for another one waits for this share of its work more.
+UNEVEN = 0.03
 # The broker sends a message on when it has all of it, while the sender's next one comes in.
 _FORWARDED = 1.5
 # A tile in parts: its two borders are steps of their own.
@@ -301,7 +303,8 @@ class CostModel:
         """
         table = self._by_device(compute)
         whole = table.max(axis=1)[:, None]
-        waiting = (exchange.travel + exchange.copy).max(axis=2)
+        travel = exchange.travel + UNEVEN * self._waits * whole[:, :, None] * (exchange.foreign > 0)
+        waiting = (travel + exchange.copy).max(axis=2)
         if not self._overlap:
             return Passing(waiting, whole + waiting, np.zeros(waiting.shape, dtype=bool))
         own = np.maximum(0.0, 1.0 - exchange.foreign)
@@ -309,7 +312,7 @@ class CostModel:
         busy = table[:, None, :] * (1.0 + again) + exchange.copy
         step = self._overhead + _READ * self._by_device(weights) / self._memory
         busy += _BORDER_STEPS * step[:, None, :] * (exchange.foreign > 0)
-        exposed = np.maximum(0.0, exchange.travel - table[:, None, :] * own)
+        exposed = np.maximum(0.0, travel - table[:, None, :] * own)
         hidden = (busy + exposed).max(axis=2)
         better = hidden < whole + waiting
         return Passing(

@@ -13,6 +13,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.geometry import intersect, shape_of, size
+from agent.planner.cost import UNEVEN
 from agent.spans import Span
 from agent.wire.messages import CHUNK_BYTES
 
@@ -41,11 +42,16 @@ class Simulated:
 
 
 class _Dependencies(NamedTuple):
-    """What waits for what: jobs are tasks (0..T-1), then transfers, then the answer."""
+    """What waits for what: jobs are tasks (0..T-1), then transfers, then the answer.
+
+    `copied` are the bytes that a task first puts together from pieces, `late` the seconds by which
+    a transfer is later than predicted on an uneven fleet.
+    """
 
     waits: list[int]
     followers: list[list[int]]
     copied: list[float]
+    late: list[float]
 
 
 def simulate(
@@ -153,7 +159,7 @@ class _Simulation:
         source, target = self._known[transfer.sender], self._known[transfer.reader]
         nbytes = size(transfer.region) * self._graph.itemsize(transfer.tensor)
         chunk = min(nbytes, CHUNK_BYTES)
-        start = max(now, sender.up)
+        start = max(now + self._depends.late[job - self._tasks], sender.up)
         sender.up = start + nbytes / source.link_bytes_per_s
         self._inward = max(sender.up, self._inward + nbytes / self._broker)
         out = max(self._inward + chunk / self._broker, self._outward + nbytes / self._broker)
@@ -190,14 +196,14 @@ class _Waiting:
         self.waits = [0] * jobs
         self.followers: list[list[int]] = [[] for _ in range(jobs)]
 
-    def wait(self, job: int, device: int, name: str, region: Region) -> int:
-        """Have a job wait for all that makes a region on a device; return how many jobs do."""
+    def wait(self, job: int, device: int, name: str, region: Region) -> list[int]:
+        """Have a job wait for all that makes a region on a device; return these jobs."""
         makers = self._makers.get((device, name), ())
         found = [maker for made, maker in makers if maker != job and intersect(made, region)]
         for maker in found:
             self.followers[maker].append(job)
         self.waits[job] += len(found)
-        return len(found)
+        return found
 
 
 def _dependencies(schedule: Schedule, graph: Graph) -> _Dependencies:
@@ -206,15 +212,19 @@ def _dependencies(schedule: Schedule, graph: Graph) -> _Dependencies:
         sum(
             float(size(region) * graph.itemsize(name))
             for name, region in task.reads.items()
-            if waiting.wait(job, task.device, name, region) > 1
+            if len(waiting.wait(job, task.device, name, region)) > 1
         )
         for job, task in enumerate(schedule.tasks)
     ]
-    for job, transfer in enumerate(schedule.transfers, start=len(copied)):
-        waiting.wait(job, transfer.sender, transfer.tensor, transfer.region)
+    late = [0.0] * len(schedule.transfers)
+    for number, transfer in enumerate(schedule.transfers):
+        job = len(copied) + number
+        for maker in waiting.wait(job, transfer.sender, transfer.tensor, transfer.region):
+            if maker < len(copied):
+                late[number] = max(late[number], UNEVEN * schedule.tasks[maker].seconds)
     for name, region in schedule.answers.items():
         waiting.wait(len(waiting.waits) - 1, 0, name, region)
-    return _Dependencies(waiting.waits, waiting.followers, copied)
+    return _Dependencies(waiting.waits, waiting.followers, copied, late)
 
 
 def _extent(region: Region) -> str:

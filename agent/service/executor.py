@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -40,6 +41,10 @@ class Executor:
         self._thread.join(timeout=5.0)
 
     def _work(self) -> None:
+        if hasattr(os, "SCHED_BATCH"):
+            # So that it never takes the processor from a loop that is sending what others wait for;
+            # threads that onnxruntime starts inherit it.
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         while (entry := self._jobs.get()) is not None:
             job, on_error = entry
             self._busy_since = self._clock()

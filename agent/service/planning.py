@@ -44,6 +44,7 @@ def planner_device(member: Member) -> Device:
         memory_bytes_per_s=max(1e6, capacity.memory_bytes_per_s),
         link_bytes_per_s=max(1e3, capacity.link_bytes_per_s),
         link_latency_s=capacity.link_latency_s,
+        step_overhead_s=capacity.step_overhead_s,
         memory_limit_bytes=capacity.memory_limit_bytes,
     )
 

@@ -48,6 +48,7 @@ class Capacity(Struct, frozen=True):
     link_latency_s: Positive
     link_bytes_per_s: Positive
     memory_limit_bytes: Extent | None = None
+    step_overhead_s: Positive = 0.0003
 
 
 class Health(Struct, frozen=True):

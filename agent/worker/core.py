@@ -98,7 +98,8 @@ class WorkerCore:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at time `now` (seconds, monotonic); return what is to be done."""
         effects = self._handler(event)(event, now)
-        return effects + self._next_job()
+        # The executor must not idle while pieces are sent.
+        return self._next_job() + effects
 
     def _handler(self, event: Event) -> Callable[[Any, float], list[Effect]]:
         if isinstance(event, ev.Fetched | ev.FetchFailed) and self._calibrations.owns(event.ticket):

@@ -14,7 +14,7 @@ from agent.errors import ModelError
 from agent.geometry import intersect, size
 from agent.planner import Device, compile_plan, importer
 from agent.planner.blocked import blocked_tensors
-from agent.planner.cost import Work
+from agent.planner.cost import UNEVEN, Work
 from agent.planner.dpfp import Allowed, Search
 from agent.planner.layers import layers_of
 from agent.planner.layout import Shape
@@ -189,14 +189,16 @@ def test_predicted_time_is_what_its_parts_say(tmp_path: Path) -> None:
     assert (first.halo_bytes, second.halo_bytes) == (0, 2 * row)
     assert first.exchange_s == 0
     copied = (half + 1) * row / 1e9
-    assert second.exchange_s == pytest.approx(0.01 + 2 * row / 1e6 + copied)
+    late = UNEVEN * second.compute_s
+    assert second.exchange_s == pytest.approx(0.01 + 2 * row / 1e6 + late + copied)
     borders = (half + 1) * 2 * 16 * 4 + half * row
     arithmetic = half * 16 * 4 * 2 * 2 * 9
     alone = arithmetic / 1e9 + 2 * borders / 1e9 + 0.002
     assert first.compute_s == pytest.approx(alone)
     # The row of "a" crosses two links; its own tile is there then, and goes back as a whole.
     halo, gather = 0.01 + 2 * row / 1e6, 0.01 + 2 * half * row / 1e6
-    expected = first.compute_s + halo + copied + second.compute_s + gather
+    late = UNEVEN * (first.compute_s + second.compute_s)
+    expected = first.compute_s + halo + copied + second.compute_s + gather + late
     assert plan.predicted_s == pytest.approx(expected)
 
 
@@ -238,7 +240,8 @@ def test_an_exchange_takes_as_long_as_the_brokers_link(tmp_path: Path) -> None:
     )
     moved = 3 * 2 * 32 * 32
     assert plan.blocks[1].halo_bytes == moved
-    assert plan.blocks[1].exchange_s == pytest.approx(moved / 1e6)
+    late = UNEVEN * plan.blocks[1].compute_s
+    assert plan.blocks[1].exchange_s == pytest.approx(moved / 1e6 + late)
 
 
 def test_tiles_follow_capacity(tmp_path: Path) -> None:
