@@ -34,6 +34,8 @@ REMIND_S = 5.0
 RETAINED_S = 2.0
 PREPARE_S = 120.0
 BUDGET_S = 10.0
+# As long as requests live that say nothing else.
+JOINED_S = 30.0
 
 
 class CoordinatorCore:
@@ -63,6 +65,7 @@ class CoordinatorCore:
         }
         self._deploys: dict[str, Deploy] = {}
         self._retired: dict[str, int] = {}
+        self._removed: set[str] = set()
         self._retained: dict[str, tuple[int, str]] = {}
         self._announce_at: float | None = None
         self._settle_at: float | None = now + SETTLE_S
@@ -103,14 +106,21 @@ class CoordinatorCore:
     def _status_seen(self, event: ev.StatusSeen, now: float) -> list[Effect]:
         status = event.status
         self._members.hear(status.device, now)
-        effects: list[Effect] = [
+        effects: list[Effect] = []
+        for model, epoch in sorted(status.plans.items()):
+            self._note_epoch(model, epoch)
+            if model in self._removed:
+                # The device was away, and the broker has forgotten to tell it.
+                effects.append(ev.Withdraw(model))
+        changes: list[Effect] = [
             ev.Log("warning", f"{device} is silent, so it is taken for dead")
             for device in self._members.expire(now)
         ]
         if self._members.see(status):
-            effects.append(ev.Log("info", f"{status.device} is {status.state}"))
-        if not effects:
-            return self._drift_seen(status, now)
+            changes.append(ev.Log("info", f"{status.device} is {status.state}"))
+        if not changes:
+            return effects + self._drift_seen(status, now)
+        effects += changes
         self._settle_at = now + SETTLE_S
         for deployment in self._deployments.values():
             if self._has_lost(deployment, now):
@@ -141,6 +151,7 @@ class CoordinatorCore:
         self._retained[header.model] = header.order
         deployment = self._deployments.get(header.model)
         if deployment is None:
+            self._note_epoch(header.model, header.epoch)
             return [ev.Log("warning", "a plan of a model that is not deployed", header.model)]
         newest = deployment.current.order if deployment.current else (0, "")
         if header.order > newest:
@@ -149,6 +160,14 @@ class CoordinatorCore:
         if deployment.offered and header.order >= deployment.offered.order:
             return self._replan(deployment, now)
         return []
+
+    def _note_epoch(self, model: str, epoch: int) -> None:
+        # Plans of this coordinator's life before it lost its disk: new ones must be newer.
+        deployment = self._deployments.get(model)
+        if deployment is None:
+            self._retired[model] = max(epoch, self._retired.get(model, 0))
+        elif epoch > deployment.epoch:
+            deployment.epoch = epoch
 
     def _reconnected(self, _event: ev.Reconnected, now: float) -> list[Effect]:
         # The broker needs a moment to send what it still has.
@@ -167,7 +186,10 @@ class CoordinatorCore:
         ]
         text = "announced again: the broker has lost the plan"
         logs = [ev.Log("info", text, header.model, header.epoch) for header in lost]
-        return [*logs, *(ev.Announce(header) for header in lost)]
+        effects: list[Effect] = [*logs, *(ev.Announce(header) for header in lost)]
+        for deployment in self._deployments.values():
+            effects += self._take_back_offers(deployment)
+        return effects
 
     def _tick(self, _event: ev.Tick, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -247,6 +269,7 @@ class CoordinatorCore:
             underway = old.state in ("planning", "preparing")
             return [] if underway else self._replan(old, now)
         deployment = Deployment(deploy.package, self._retired.pop(name, 0))
+        self._removed.discard(name)
         effects: list[Effect] = []
         if old is not None:
             deployment.epoch, deployment.current = old.epoch, old.current
@@ -259,10 +282,15 @@ class CoordinatorCore:
     def _remove_asked(self, event: ev.RemoveAsked, _now: float) -> list[Effect]:
         remove = event.remove
         deployment = self._deployments.pop(remove.name, None)
+        done = Progress(remove.reference, "removed", done=True)
+        if deployment is None and remove.name in self._retired.keys() - self._removed:
+            # A plan from before this coordinator lost its disk.
+            self._removed.add(remove.name)
+            return [ev.Withdraw(remove.name), ev.Tell(remove.sender, done)]
         if deployment is None:
             return self._refuse(remove.sender, remove.reference, "no such model", remove.name)
         self._retired[remove.name] = deployment.epoch
-        done = Progress(remove.reference, "removed", done=True)
+        self._removed.add(remove.name)
         return [
             *self._refuse_waiting(deployment, f"{remove.sender} removed the model"),
             ev.Withdraw(remove.name),
@@ -354,7 +382,7 @@ class CoordinatorCore:
     ) -> list[Effect]:
         current = deployment.current
         sessions = {member.device: member.session for member in members}
-        before = {device: member.session for device, member in deployment.planned.items()}
+        before = deployment.sessions
         deployment.plan = plan
         deployment.previous = None
         deployment.planned = {member.device: member for member in members}
@@ -367,7 +395,8 @@ class CoordinatorCore:
             and all(before.get(d, sessions[d]) == sessions[d] for d in plan.devices)
         )
         if unchanged and current is not None:
-            return self._serve(deployment, current, now, announce=False)
+            serve = self._serve(deployment, current, now, announce=False)
+            return [*self._take_back_offers(deployment), *serve]
         deployment.epoch += 1
         stayed = {
             device
@@ -383,13 +412,7 @@ class CoordinatorCore:
             programs=plan.programs,
             manifest=deployment.package.manifest,
             source=self._name,
-            joined=tuple(
-                d
-                for d in plan.devices
-                if d not in stayed or before.get(d, sessions[d]) != sessions[d]
-            )
-            if current
-            else (),
+            joined=self._joined(deployment, plan.devices, stayed, now) if current else (),
             predicted_ms=plan.predicted_ms,
         )
         deployment.offered = header
@@ -405,11 +428,29 @@ class CoordinatorCore:
             *(ev.Tell(device, Prepare(header)) for device in plan.devices),
         ]
 
+    @staticmethod
+    def _take_back_offers(deployment: Deployment) -> list[Effect]:
+        # What was offered since the plan that serves, and given up, is not to stay loaded.
+        current = deployment.current
+        if current is None or deployment.offered or deployment.epoch == current.epoch:
+            return []
+        return [ev.Tell(device, Prepare(current)) for device in sorted(deployment.planned)]
+
+    @staticmethod
+    def _joined(
+        deployment: Deployment, devices: tuple[str, ...], stayed: set[str], now: float
+    ) -> tuple[str, ...]:
+        # Who was to pass requests on to a device that joined may have died before it did.
+        recent = {d: at for d, at in deployment.joined.items() if now - at < JOINED_S}
+        deployment.joined = recent | {d: now for d in devices if d not in stayed}
+        return tuple(d for d in devices if d in deployment.joined)
+
     def _prepared_seen(self, event: ev.PreparedSeen, now: float) -> list[Effect]:
         prepared = event.prepared
         deployment = self._deployments.get(prepared.model)
         if deployment is None:
-            return []
+            # What was offered before may be heard after the model was removed.
+            return [ev.Withdraw(prepared.model)] if prepared.model in self._removed else []
         header = deployment.offered or deployment.current
         if header is None or header.epoch != prepared.epoch:
             return []
@@ -431,6 +472,7 @@ class CoordinatorCore:
         deployment.state = "serving"
         effects: list[Effect] = []
         if announce:
+            deployment.sessions = {d: m.session for d, m in deployment.planned.items()}
             text = f"serving on {', '.join(header.devices)}"
             effects += [ev.Announce(header), ev.Log("info", text, header.model, header.epoch)]
         effects += self._tell_waiting(deployment, "serving", header)

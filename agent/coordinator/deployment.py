@@ -20,6 +20,8 @@ class Deployment:
 
     `current` is the plan that is announced, `offered` the one that devices in `awaited` still
     prepare; `planned` are the members that the newest plan was made for, `plan` what was made.
+    `sessions` are the lives of the devices that `current` was prepared by, where that is known.
+    `joined` is when devices joined that may still lack requests in flight.
     `after_loss` holds plans for other fleets, `to_compute` those still to be made; `computing` is
     the fleet that the planner works on. `waiting` are the clients (sender, reference) to tell.
     `previous` is what was served under this name, until this model has been planned. `calibration`
@@ -35,6 +37,8 @@ class Deployment:
     computing: Fleet | None = None
     offered: PlanHeader | None = None
     awaited: set[str] = field(default_factory=set)
+    sessions: dict[str, str] = field(default_factory=dict)
+    joined: dict[str, float] = field(default_factory=dict)
     remind_at: float = 0.0
     prepare_until: float = 0.0
     plan: ComputedPlan | None = None

@@ -23,6 +23,7 @@ from agent.worker.meter import Transfer
 from agent.worker.pieces import check_piece, chunked
 from agent.worker.plans import Plan, Plans
 from agent.worker.requests import RANK_DELAY_S, Request, State
+from agent.worker.unclaimed import Unclaimed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 REMEMBERED = 1024
 STANDBY_RANK = 32
+LATE_S = 1.0
 
 
 class WorkerCore:
@@ -59,7 +61,7 @@ class WorkerCore:
         self._calibrations = Calibrations(device)
         self._drifts = Drifts()
         self._requests: dict[RequestKey, Request] = {}
-        self._unclaimed: dict[RequestKey, Request] = {}
+        self._unclaimed = Unclaimed()
         self._recent: OrderedDict[RequestKey, None] = OrderedDict()
         self._early = EarlyPieces()
         self._busy = False
@@ -84,9 +86,9 @@ class WorkerCore:
     def next_timer(self) -> float | None:
         """Return when a `Tick` is due at the latest."""
         timers = [self._timer_of(request) for request in self._requests.values()]
-        timers += [request.deadline for request in self._unclaimed.values()]
-        oldest = self._early.next_expiry()
-        return min(timers if oldest is None else [*timers, oldest], default=None)
+        timers += [self._timer_of(request) for request in self._unclaimed]
+        others = (self._early.next_expiry(), self._plans.lapses_at())
+        return min([*timers, *(at for at in others if at is not None)], default=None)
 
     def _timer_of(self, request: Request) -> float:
         if request.state is State.FAILED:
@@ -133,7 +135,7 @@ class WorkerCore:
 
     def _plan_event(self, event: PlanEvent, now: float) -> list[Effect]:
         before = dict(self._plans.active)
-        effects = self._change_plans(event)
+        effects = self._change_plans(event, now)
         removed = isinstance(event, ev.PlanAnnounced) and event.header is None
         if isinstance(event, ev.PlanAnnounced) and removed:
             effects += self._calibrations.forget(event.model)
@@ -144,16 +146,29 @@ class WorkerCore:
             if removed and old is not None and self._answers(old):
                 effects += self._refuse_all(model, now)
             effects += self._switch(model, active, now)
-        for key in [key for key in self._requests if not self._plans.watches(key.model)]:
-            # This device would never see the answer.
-            del self._requests[key]
-        return effects
+        return effects + self._drop_unwatched(event, now)
 
-    def _change_plans(self, event: PlanEvent) -> list[Effect]:
+    def _drop_unwatched(self, event: PlanEvent, now: float) -> list[Effect]:
+        # This device would never see the answers. Those that it alone may know are passed on.
+        gone = [r for r in self._requests.values() if not self._plans.watches(r.key.model)]
+        self._unclaimed.take(lambda model: not self._plans.watches(model))
+        for request in gone:
+            del self._requests[request.key]
+        if not isinstance(event, ev.PlanAnnounced) or event.header is None:
+            return []
+        lost = [request for request in gone if request.state is not State.ANSWERED]
+        return [
+            effect
+            for request in lost
+            if request.key.model == event.model
+            for effect in self._pass_on(request, event.header.devices, now)
+        ]
+
+    def _change_plans(self, event: PlanEvent, now: float) -> list[Effect]:
         plans = self._plans
         match event:
             case ev.PlanOffered(header):
-                effects = [] if self._leaving else plans.offer(header, announced=False)
+                effects = [] if self._leaving else plans.offer(header, announced=False, now=now)
             case ev.PlanAnnounced(model, header):
                 effects = (
                     plans.remove(model) if header is None else plans.offer(header, announced=True)
@@ -175,13 +190,18 @@ class WorkerCore:
         for request in [r for r in self._requests.values() if r.key.model == model]:
             if request.state is State.ANSWERED:
                 continue
+            if request.state is State.FAILED and now >= request.deadline:
+                request.due = now + self._rank(model) * RANK_DELAY_S
+                continue
             if request.state is not State.WAITING:
                 request.reset()
             if plan is not None and plan.program is not None:
                 effects += self._forward(request, plan, now)
                 effects += self._start(request, plan, plan.program, now)
         if plan is not None and self._answers(plan):
-            for request in [r for r in self._unclaimed.values() if r.key.model == model]:
+            waiting = [r for r in self._unclaimed if r.state is State.WAITING]
+            for request in [r for r in waiting if r.key.model == model]:
+                self._unclaimed.remove(request)
                 effects.append(self._claim(request, now))
         return effects
 
@@ -192,6 +212,8 @@ class WorkerCore:
             for request in self._requests.values()
             if request.key.model == model and request.state is not State.ANSWERED
         ]
+        nameless = self._unclaimed.take(lambda name: name == model)
+        unanswered += [self._named(r) for r in nameless if r.state is State.WAITING]
         return [effect for r in unanswered for effect in self._publish_failure(r, failure, now)]
 
     def _leave_asked(self, _event: ev.LeaveAsked, _now: float) -> list[Effect]:
@@ -201,8 +223,12 @@ class WorkerCore:
     def _forward(self, request: Request, plan: Plan, now: float) -> list[Effect]:
         header = plan.header
         stayed = [device for device in header.devices if device not in header.joined]
-        if not stayed or stayed[0] != self._device:
+        if stayed and stayed[0] != self._device:
             return []
+        others = tuple(device for device in header.joined if device != self._device)
+        return self._pass_on(request, others, now)
+
+    def _pass_on(self, request: Request, devices: tuple[str, ...], now: float) -> list[Effect]:
         message = Forward(
             model=request.key.model,
             request=request.key.request,
@@ -213,15 +239,15 @@ class WorkerCore:
             response_topic=request.reply.response_topic,
             correlation=request.reply.correlation,
         )
-        return [ev.Pass(device, message) for device in header.joined]
+        return [ev.Pass(device, message) for device in devices]
 
     # Requests ------------------------------------------------------------------------------
 
     def _request_arrived(self, event: ev.RequestArrived, now: float) -> list[Effect]:
         key = RequestKey(event.model, event.request or "", event.input)
-        if key in self._requests:
+        if key in self._requests or not self._plans.watches(event.model):
             return []
-        if event.redelivered and key in self._recent:
+        if event.redelivered and (key in self._recent or key in self._unclaimed):
             return []
         self._count += 1
         life = self._deadline_s if event.expires_s is None else event.expires_s
@@ -229,7 +255,7 @@ class WorkerCore:
         plan = self._plans.active.get(event.model)
         if event.request is None:
             return self._take_unclaimed(request, plan, now)
-        self._forget_unclaimed(key)
+        self._note_claimed(key)
         if len(self._requests) >= self._admitted(plan):
             return self._overloaded(request, plan)
         self._requests[key] = request
@@ -241,17 +267,28 @@ class WorkerCore:
         if plan is not None and self._answers(plan):
             return [self._claim(request, now)]
         if len(self._unclaimed) < self._admitted(plan):
-            self._unclaimed[request.key] = request
+            self._unclaimed.add(request)
         return []
 
     def _claim(self, request: Request, now: float) -> Effect:
-        self._unclaimed.pop(request.key, None)
-        name = f"{self._session}-{request.number}"
+        key = self._named(request).key
         remaining = max(0.0, request.deadline - now)
-        return ev.Republish(request.key.model, name, request.payload, request.reply, remaining)
+        return ev.Republish(key.model, key.request, request.payload, request.reply, remaining)
 
-    def _forget_unclaimed(self, key: RequestKey) -> None:
-        self._unclaimed.pop(RequestKey(key.model, "", key.input), None)
+    def _named(self, request: Request) -> Request:
+        self._remember(request.key)
+        name = f"{self._session}-{request.number}"
+        request.key = RequestKey(request.key.model, name, request.key.input)
+        return request
+
+    def _note_claimed(self, key: RequestKey) -> None:
+        if self._unclaimed.claimed(key):
+            self._remember(RequestKey(key.model, "", key.input))
+
+    def _remember(self, key: RequestKey) -> None:
+        self._recent[key] = None
+        if len(self._recent) > REMEMBERED:
+            self._recent.popitem(last=False)
 
     def _overloaded(self, request: Request, plan: Plan | None) -> list[Effect]:
         log = self._log("warning", "more requests in flight than max_in_flight", request)
@@ -374,10 +411,10 @@ class WorkerCore:
 
     def _result_seen(self, event: ev.ResultSeen, now: float) -> list[Effect]:
         key = event.key
-        self._recent[key] = None
-        if len(self._recent) > REMEMBERED:
-            self._recent.popitem(last=False)
+        self._remember(key)
         request = self._requests.pop(key, None)
+        if request is None:
+            self._note_claimed(key)
         if request is None or request.plan is None or not request.meter.steps:
             return []
         drift = self._note_drift(request, request.plan)
@@ -491,18 +528,10 @@ class WorkerCore:
         return None
 
     def _tick(self, _event: ev.Tick, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        for request in list(self._requests.values()):
-            if now < self._timer_of(request):
-                continue
-            if request.state is State.ANSWERED:
-                del self._requests[request.key]
-            elif request.state is State.FAILED and request.failure is not None:
-                effects += self._publish_failure(request, request.failure, now)
-            else:
-                text = "the deadline passed before the answer was there"
-                failure = Failure("deadline", text)
-                effects += self._give_up(request, failure, request.deadline, now)
+        effects = self._plans.lapse(now)
+        for request in [*self._requests.values(), *self._unclaimed]:
+            if now >= self._timer_of(request):
+                effects += self._overdue(request, now)
         answered = {(key.request, key.input) for key in self._recent}
         dropped = {
             (piece.plan, piece.request)
@@ -512,8 +541,22 @@ class WorkerCore:
         for plan, name in sorted(dropped):
             text = f"dropped pieces of an unknown request of plan {plan[:12]}"
             effects.append(ev.Log("warning", text, request=name))
-        self._unclaimed = {k: r for k, r in self._unclaimed.items() if r.deadline > now}
         return effects
+
+    def _overdue(self, request: Request, now: float) -> list[Effect]:
+        if request.state is State.ANSWERED:
+            self._requests.pop(request.key, None)
+            self._unclaimed.remove(request)
+            return []
+        if request.state is State.FAILED and request.failure is not None:
+            return self._publish_failure(request, request.failure, now)
+        if not request.key.request:
+            self._named(request)
+        failure = Failure("deadline", "the deadline passed before the answer was there")
+        # A device that was stopped meanwhile reads first what it has missed: the answer, perhaps.
+        late = now > request.deadline + LATE_S
+        since = now + RANK_DELAY_S if late else request.deadline
+        return self._give_up(request, failure, since, now)
 
     def _admitted(self, plan: Plan | None) -> int:
         # Only the answering device turns requests away; the others must never know fewer than it.

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from agent.wire.program import Program
 
 
+# Longer than a coordinator waits for the others of a plan.
+LAPSE_S = 150.0
+
+
 class Stage(Enum):
     """How far the preparation of a plan is."""
 
@@ -48,6 +52,7 @@ class Plan:
     header: PlanHeader
     stage: Stage
     announced: bool
+    offered_at: float = 0.0
     program: Program | None = None
     manifest: Any = None
 
@@ -71,8 +76,37 @@ class Plans:
         """Whether a plan is being fetched or loaded."""
         return any(plan.stage is not Stage.READY for plan in self._pending.values())
 
-    def offer(self, header: PlanHeader, *, announced: bool) -> list[Effect]:
+    def offer(self, header: PlanHeader, *, announced: bool, now: float = 0.0) -> list[Effect]:
         """Consider a plan that a coordinator prepares or has announced."""
+        withdrawn = [] if announced else self._withdraw(header)
+        effects = withdrawn + self._consider(header, announced=announced)
+        plan = self._of(header.digest)
+        if plan is not None:
+            plan.offered_at = now
+        return effects
+
+    def lapses_at(self) -> float | None:
+        """Return when the oldest offer lapses that was not announced."""
+        offers = [plan.offered_at for plan in self._pending.values() if not plan.announced]
+        return min(offers) + LAPSE_S if offers else None
+
+    def lapse(self, now: float) -> list[Effect]:
+        """Forget the plans whose coordinator has not announced them, nor offered them again."""
+        lapsed = [
+            model
+            for model, plan in self._pending.items()
+            if not plan.announced and now >= plan.offered_at + LAPSE_S
+        ]
+        return [effect for model in lapsed for effect in self._give_up(model)]
+
+    def _withdraw(self, header: PlanHeader) -> list[Effect]:
+        # A coordinator's last word counts: what it offered before, and gave up, may be newer.
+        plan = self._pending.get(header.model)
+        if plan is None or plan.announced or plan.header.coordinator != header.coordinator:
+            return []
+        return self._give_up(header.model) if plan.header.order > header.order else []
+
+    def _consider(self, header: PlanHeader, *, announced: bool) -> list[Effect]:
         known = (self.active.get(header.model), self._pending.get(header.model))
         for plan in known:
             if plan is not None and plan.header.digest == header.digest:

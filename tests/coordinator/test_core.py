@@ -650,7 +650,8 @@ def test_what_was_under_way_for_a_removed_model_is_dropped() -> None:
     boss.do(ev.RemoveAsked(Remove("alice", "9", "m")))
     assert boss.do(computed("ab")) == []
     assert boss.do(ev.ComputeFailed(PACKAGE, frozenset("ab"), "late")) == []
-    assert boss.prepared("a", 1) == []
+    # An offer that was heard after the removal is taken back.
+    assert boss.prepared("a", 1) == [ev.Withdraw("m")]
 
 
 def test_removing_an_unknown_model_is_refused() -> None:

@@ -590,6 +590,7 @@ def test_an_answered_request_is_not_started_again() -> None:
 
 def test_a_request_without_a_plan_waits_for_one() -> None:
     device, (header, programs) = Device(), plan()
+    device.do(ev.PlanOffered(header))
     assert device.ask() == []
     assert only(ev.Decode, device.serve(header, programs["a"]))
 

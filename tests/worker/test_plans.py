@@ -173,7 +173,7 @@ def test_a_plan_of_the_same_epoch_wins_by_its_coordinator() -> None:
 def test_a_plan_older_than_the_one_that_is_prepared_is_ignored() -> None:
     plans, _ = serving(1)
     plans.offer(header(3), announced=False)
-    assert only(ev.Fetch, plans.offer(header(2), announced=False)) == []
+    assert only(ev.Fetch, plans.offer(header(2, coordinator="other"), announced=False)) == []
 
 
 def test_a_newer_offer_takes_the_place_of_the_one_in_preparation() -> None:
