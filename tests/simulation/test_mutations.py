@@ -1,0 +1,207 @@
+"""The simulation finds what it is there for: without any one rule of the protocol a seed fails.
+
+Each mutation takes one rule out of a core; the seeds beside it are among those that notice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent.coordinator.core import CoordinatorCore
+from agent.coordinator.membership import Membership
+from agent.wire.messages import PlanHeader
+from agent.worker import core as working
+from agent.worker import events as ev
+from agent.worker.core import WorkerCore
+from agent.worker.early import EarlyPieces
+from agent.worker.plans import Plans
+from agent.worker.requests import Request, State
+from agent.worker.unclaimed import Unclaimed
+from tests.simulation.schedule import play
+
+Patch = pytest.MonkeyPatch
+
+
+def pieces_of_another_plan_are_taken(patch: Patch) -> None:
+    whole = WorkerCore._piece_arrived
+
+    def arrived(core: WorkerCore, event: ev.PieceArrived, now: float) -> list[ev.Effect]:
+        keys = [(k, r) for k, r in core._requests.items() if k.request == event.piece.request]
+        plans = [r.plan.digest for k, r in keys if r.plan and k.input == event.piece.input]
+        plan = plans[0] if plans else event.piece.plan
+        return whole(core, _changed(event, plan=plan), now)
+
+    patch.setattr(WorkerCore, "_piece_arrived", arrived)
+
+
+def the_fingerprint_of_the_payload_is_ignored(patch: Patch) -> None:
+    whole = WorkerCore._piece_arrived
+
+    def arrived(core: WorkerCore, event: ev.PieceArrived, now: float) -> list[ev.Effect]:
+        inputs = [k.input for k in core._requests if k.request == event.piece.request]
+        mark = inputs[0] if inputs else event.piece.input
+        return whole(core, _changed(event, input=mark), now)
+
+    patch.setattr(WorkerCore, "_piece_arrived", arrived)
+
+
+def _changed(event: ev.PieceArrived, **fields: Any) -> ev.PieceArrived:
+    return ev.PieceArrived(msgspec.structs.replace(event.piece, **fields), event.nbytes)
+
+
+def an_announced_plan_leaves_the_old_one_serving(patch: Patch) -> None:
+    whole = Plans._consider
+
+    def consider(plans: Plans, header: Any, *, announced: bool) -> list[ev.Effect]:
+        active = plans.active.get(header.model)
+        effects = whole(plans, header, announced=announced)
+        if announced and active is not None and header.model not in plans.active:
+            plans.active[header.model] = active
+            effects = [e for e in effects if not isinstance(e, ev.Unload | ev.PlansChanged)]
+        return effects
+
+    patch.setattr(Plans, "_consider", consider)
+
+
+def older_plans_are_taken(patch: Patch) -> None:
+    whole = Plans._consider
+
+    def consider(plans: Plans, header: Any, *, announced: bool) -> list[ev.Effect]:
+        patch.setattr(PlanHeader, "order", property(lambda _: _Least()))
+        try:
+            return whole(plans, header, announced=announced)
+        finally:
+            patch.setattr(PlanHeader, "order", property(lambda h: (h.epoch, h.coordinator)))
+
+    patch.setattr(Plans, "_consider", consider)
+
+
+class _Least:
+    """Is never as new as another."""
+
+    def __ge__(self, _other: object) -> bool:
+        return False
+
+
+def a_new_plan_does_not_start_requests_again(patch: Patch) -> None:
+    patch.setattr(WorkerCore, "_switch", lambda *_: [])
+
+
+def redelivered_requests_run_again(patch: Patch) -> None:
+    patch.setattr(WorkerCore, "_remember", lambda *_: None)
+
+
+def every_device_claims_requests_without_an_id(patch: Patch) -> None:
+    patch.setattr(WorkerCore, "_answers", lambda *_: True)
+
+
+def nobody_claims_requests_without_an_id(patch: Patch) -> None:
+    patch.setattr(WorkerCore, "_answers", lambda *_: False)
+
+
+def requests_without_an_id_are_kept_by_payload(patch: Patch) -> None:
+    def add(unclaimed: Unclaimed, request: Any) -> None:
+        for other in unclaimed:
+            if other.key == request.key:
+                unclaimed.remove(other)
+        unclaimed._requests[request.number] = request
+
+    patch.setattr(Unclaimed, "add", add)
+
+
+def ranks_do_not_wait(patch: Patch) -> None:
+    patch.setattr(working, "RANK_DELAY_S", 0.0)
+
+
+def devices_that_join_are_not_told_of_requests(patch: Patch) -> None:
+    patch.setattr(WorkerCore, "_pass_on", lambda *_: [])
+
+
+def early_pieces_are_thrown_away(patch: Patch) -> None:
+    patch.setattr(EarlyPieces, "add", lambda *_: 0)
+
+
+def deadlines_pass_unnoticed(patch: Patch) -> None:
+    whole = WorkerCore._timer_of
+
+    def timer_of(core: WorkerCore, request: Request) -> float:
+        return whole(core, request) if request.state in (State.FAILED, State.ANSWERED) else 1e18
+
+    patch.setattr(WorkerCore, "_timer_of", timer_of)
+
+
+def answered_requests_are_not_forgotten(patch: Patch) -> None:
+    patch.setattr(WorkerCore, "_result_seen", lambda *_: [])
+
+
+def an_old_will_ends_a_new_life(patch: Patch) -> None:
+    whole = Membership.see
+
+    def see(members: Membership, status: Any) -> bool:
+        if status.role == "agent" and status.state == "offline":
+            return members._members.pop(status.device, None) is not None
+        return whole(members, status)
+
+    patch.setattr(Membership, "see", see)
+
+
+def silence_is_no_sign(patch: Patch) -> None:
+    patch.setattr(Membership, "expire", lambda *_: [])
+
+
+def what_the_broker_lost_stays_lost(patch: Patch) -> None:
+    patch.setattr(CoordinatorCore, "_announce_lost", lambda *_: [])
+
+
+def a_plan_is_announced_once_one_device_has_it(patch: Patch) -> None:
+    whole = CoordinatorCore._prepared_seen
+
+    def seen(core: CoordinatorCore, event: Any, now: float) -> list[Any]:
+        deployment = core._deployments.get(event.prepared.model)
+        if deployment is not None and event.prepared.ok:
+            deployment.awaited.clear()
+        return whole(core, event, now)
+
+    patch.setattr(CoordinatorCore, "_prepared_seen", seen)
+
+
+def a_loss_is_not_planned_around(patch: Patch) -> None:
+    patch.setattr(CoordinatorCore, "_has_lost", lambda *_: False)
+    patch.setattr(CoordinatorCore, "_is_outdated", lambda *_: False)
+
+
+def epochs_begin_again_with_a_new_disk(patch: Patch) -> None:
+    patch.setattr(CoordinatorCore, "_note_epoch", lambda *_: None)
+
+
+MUTATIONS: dict[Any, tuple[int, ...]] = {
+    a_loss_is_not_planned_around: (0, 1),
+    a_new_plan_does_not_start_requests_again: (63, 70),
+    a_plan_is_announced_once_one_device_has_it: (0,),
+    an_announced_plan_leaves_the_old_one_serving: (30, 71),
+    an_old_will_ends_a_new_life: (638,),
+    answered_requests_are_not_forgotten: (0, 1),
+    deadlines_pass_unnoticed: (29, 42),
+    devices_that_join_are_not_told_of_requests: (668, 1112),
+    early_pieces_are_thrown_away: (6, 10),
+    epochs_begin_again_with_a_new_disk: (274, 931),
+    every_device_claims_requests_without_an_id: (0, 1),
+    nobody_claims_requests_without_an_id: (0, 1),
+    older_plans_are_taken: (1177,),
+    pieces_of_another_plan_are_taken: (562,),
+    ranks_do_not_wait: (1, 19),
+    redelivered_requests_run_again: (12, 35),
+    requests_without_an_id_are_kept_by_payload: (70, 112),
+    silence_is_no_sign: (99, 263),
+    the_fingerprint_of_the_payload_is_ignored: (339, 422),
+    what_the_broker_lost_stays_lost: (4, 30),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: str(mutation.__name__))
+def test_a_seed_notices_that(mutation: Any, monkeypatch: Patch) -> None:
+    mutation(monkeypatch)
+    assert any(play(seed).broken is not None for seed in MUTATIONS[mutation])
