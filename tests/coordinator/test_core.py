@@ -706,3 +706,18 @@ def test_the_coordinators_own_break_makes_no_device_silent() -> None:
     boss.now += 2 * SILENT_S
     boss.do(ev.Reconnected())
     assert boss.online("a") == []
+
+
+def test_a_coordinator_that_lost_its_disk_goes_on_with_newer_epochs() -> None:
+    boss = Boss()
+    boss.do(ev.StatusSeen(Status("a", "1", "online", capacity=CAPACITY, plans={"m": 7})))
+    boss.deploy()
+    boss.later(SETTLE_S)
+    assert boss.serve("a").epoch == 8
+
+
+def test_a_device_that_serves_a_removed_model_is_told_again() -> None:
+    boss = serving("a", "b")
+    boss.do(ev.RemoveAsked(Remove("alice", "9", "m")))
+    seen = boss.do(ev.StatusSeen(Status("a", "1", "online", capacity=CAPACITY, plans={"m": 1})))
+    assert only(ev.Withdraw, seen) == [ev.Withdraw("m")]

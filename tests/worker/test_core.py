@@ -841,3 +841,43 @@ def test_a_reset_keeps_the_payload_and_the_picture() -> None:
     request.reset()
     assert (request.state, request.payload, request.image) == (State.WAITING, PICTURE, picture)
     assert request.execution is None
+
+
+def waiting() -> Device:
+    """Return a device to which a plan is offered, so that it watches requests and has no plan."""
+    device, (header, _) = Device(), plan()
+    device.do(ev.PlanOffered(header))
+    return device
+
+
+def test_two_requests_without_an_id_and_one_payload_are_two_requests() -> None:
+    device, (header, programs) = waiting(), plan()
+    device.ask(None)
+    device.ask(None)
+    assert len(only(ev.Republish, device.serve(header, programs["a"]))) == 2
+
+
+def test_a_request_without_an_id_that_comes_again_is_claimed_once() -> None:
+    device = serving()
+    assert only(ev.Republish, device.ask(None))
+    assert only(ev.Republish, device.ask(None, redelivered=True)) == []
+
+
+def test_a_request_without_an_id_that_nobody_claims_ends_in_an_error() -> None:
+    device = waiting()
+    device.ask(None, expires_s=5.0)
+    device.tick(5.0)
+    assert codes(device.tick(device.core.next_timer() or 0.0)) == ["deadline"]
+
+
+def test_a_device_that_a_plan_leaves_out_passes_its_requests_on() -> None:
+    device, (header, _) = running("b"), plan(2, without="b")
+    passed = only(ev.Pass, device.do(ev.PlanAnnounced("m", header)))
+    assert {p.device for p in passed} == {"a", "c"}
+    assert {p.message.request for p in passed} == {"r1"}
+
+
+def test_an_offer_that_is_not_announced_lapses() -> None:
+    device = waiting()
+    assert only(ev.Unload, device.tick(device.core.next_timer() or 0.0))
+    assert device.core.next_timer() is None
