@@ -21,6 +21,8 @@ Array = np.ndarray[Any, Any]
 
 # Smaller initializers are shapes, scales and biases: they stay in the graph and in its segments.
 LARGE_BYTES = 4096
+# Indices and shapes do as well, because they tell what a tile needs.
+_LARGE_INDICES_BYTES = 1 << 20
 # Newer ones only describe what HaloMQ refuses; in older ones initializers are inputs as well.
 _IR_VERSIONS = (4, 10)
 # Functions that call each other twice at each level would grow beyond any memory.
@@ -122,14 +124,16 @@ def take_large_initializers(model: onnx.ModelProto, folder: Path) -> dict[str, A
     for tensor in graph.initializer:
         external = tensor.data_location == TensorProto.EXTERNAL
         size = _declared_bytes(tensor)
+        indices = tensor.data_type == TensorProto.INT64
+        limit = _LARGE_INDICES_BYTES if indices else LARGE_BYTES
         array = None
         if external:
             array = _external_array(tensor, size, folder)
-        elif size >= LARGE_BYTES:
+        elif size >= limit:
             array = _embedded_array(tensor)
         if array is None:
             small.append(tensor)
-        elif size < LARGE_BYTES:
+        elif size < limit:
             small.append(numpy_helper.from_array(np.array(array), tensor.name))
         else:
             taken[tensor.name] = array

@@ -14,7 +14,6 @@ import argparse
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
@@ -22,7 +21,6 @@ from unittest.mock import patch
 import numpy as np
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis.strategies import randoms
-from onnx import TensorProto
 
 from agent.adapters.runtime import run_whole
 from agent.errors import InputError
@@ -33,7 +31,7 @@ from tests.planner.oracle import OPTIONS, Fleet, devices, load, relative_error
 from tests.planner.strategies import sketch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from random import Random
 
     from agent.planner import Device, Graph
@@ -83,7 +81,8 @@ def run(random: Random, path: Path) -> Outcome:
     builder, outputs = sketch(random)
     builder.save(path, *outputs)
     fleet = devices(*(random.choice(_RATES) for _ in range(random.randint(1, 6))))
-    with small_weights(random.choice([_FEW_BYTES, _FEW_BYTES, 4096])):
+    # At times even small kernels travel as weights.
+    with patch.object(model_file, "LARGE_BYTES", random.choice([_FEW_BYTES, _FEW_BYTES, 4096])):
         model, graph = load(path)
     cuts, layouts = _draw_split(random, graph, fleet)
     plan = compile_plan(graph, fleet, model_name="m", cuts=cuts, layouts=layouts)
@@ -129,21 +128,6 @@ def error_of(builder: Sketch, answers: Mapping[str, tuple[Array, Array]]) -> flo
 def _scores_of(classes: Array, scores: Array) -> Array:
     """Return the scores of the classes, one for each pixel."""
     return np.take_along_axis(scores, classes.reshape(1, 1, *scores.shape[2:]), axis=1)
-
-
-@contextmanager
-def small_weights(nbytes: int) -> Iterator[None]:
-    """Have even small kernels travel as weights; shapes and indices stay in the graph."""
-    embedded = model_file._embedded_array
-
-    def but_integers(tensor: TensorProto) -> Array | None:
-        return None if tensor.data_type == TensorProto.INT64 else embedded(tensor)
-
-    with (
-        patch.object(model_file, "LARGE_BYTES", nbytes),
-        patch.object(model_file, "_embedded_array", but_integers),
-    ):
-        yield
 
 
 def _draw_split(
