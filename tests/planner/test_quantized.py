@@ -9,6 +9,7 @@ import pytest
 
 from agent.planner import Device
 from models.zoo.converted import quantized
+from models.zoo.deeplab import deeplab
 from models.zoo.densenet import densenet121
 from models.zoo.resnet import resnet50
 from models.zoo.squeezenet import squeezenet
@@ -26,6 +27,8 @@ _CONVERSIONS: dict[str, tuple[Make, Callable[[Path, Path], Path]]] = {
     "QDQ by filter": (squeezenet, partial(quantized, per_channel=True)),
     # Its pools of four pixels meet halves.
     "signed QDQ": (densenet121, partial(quantized, activations="s8")),
+    # It interpolates, which meets them as well.
+    "QDQ with Resize": (deeplab, quantized),
     "QOperator": (squeezenet, partial(quantized, format="qoperator")),
 }
 

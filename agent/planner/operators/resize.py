@@ -53,6 +53,11 @@ def resize(node: Node, graph: Graph) -> Operator:
     axes = _axes(node, graph)
     if isinstance(axes, str):
         return everything(node, graph, axes)
+    producer = graph.producers.get(node.inputs[0])
+    interpolates = any(found.weights.shape[1] > 1 for found in axes.values())
+    if interpolates and producer is not None and producer.op == "DequantizeLinear":
+        # What is interpolated meets halves, and a tile's sums would round these otherwise.
+        return everything(node, graph, "interpolates integers")
     maps = []
     for axis, extent in enumerate(graph.shape(node.inputs[0])):
         found = axes.get(axis)
