@@ -104,7 +104,8 @@ class Plans:
         plan = self._pending.get(header.model)
         if plan is None or plan.announced or plan.header.coordinator != header.coordinator:
             return []
-        return self._give_up(header.model) if plan.header.order > header.order else []
+        given_up = plan.digest != header.digest and plan.header.order >= header.order
+        return self._give_up(header.model) if given_up else []
 
     def _consider(self, header: PlanHeader, *, announced: bool) -> list[Effect]:
         known = (self.active.get(header.model), self._pending.get(header.model))

@@ -323,3 +323,9 @@ def test_standby_blobs_that_cannot_be_had_harm_nothing() -> None:
     assert told(effects) == []
     assert isinstance(plans.active["m"], Plan)
     assert plans.fetched("m/standby") == []
+
+
+def test_an_offer_replaces_another_of_its_epoch_from_a_coordinator_that_lost_its_disk() -> None:
+    plans, _ = serving(1)
+    plans.offer(header(2), announced=False)
+    assert only(ev.Fetch, plans.offer(header(2, "a", "c"), announced=False))
