@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from agent.coordinator import events as ev
 from agent.coordinator.calibration import Calibration
 from agent.coordinator.deployment import Deployment
-from agent.coordinator.hysteresis import worth_switching
+from agent.coordinator.hysteresis import is_misleading, worth_switching
 from agent.coordinator.membership import Membership
 from agent.wire.messages import Calibrate, ModelState, PlanHeader, Prepare, Progress, Standby
 from agent.wire.program import BlobRef, plan_digest
@@ -599,6 +599,8 @@ class CoordinatorCore:
         before = plan.instead_of_ms
         name, header = deployment.package.name, deployment.current
         if before is None or header is None or worth_switching(plan.predicted_ms, before):
+            return self._offer(deployment, plan, members, now)
+        if is_misleading(header.predicted_ms, before):
             return self._offer(deployment, plan, members, now)
         deployment.calibration.weighed(members)
         text = f"no better plan: {plan.predicted_ms:.1f} ms instead of {before:.1f} ms"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 MARGIN = 0.03
 LEAST_GAIN_MS = 0.2
 BEYOND = 1.25
+MISLEADING = 1.1
 STATUSES = 3
 LASTS_S = 30.0
 FIRST_PAUSE_S = 60.0
@@ -20,6 +21,14 @@ CALM_PAUSES = 4
 def worth_switching(new_ms: float, current_ms: float) -> bool:
     """Tell whether a plan is so much better than the current one that a switch pays."""
     return current_ms - new_ms > max(MARGIN * current_ms, LEAST_GAIN_MS)
+
+
+def is_misleading(told_ms: float, current_ms: float) -> bool:
+    """Tell whether the current plan's own prediction is so far off that it must be told anew.
+
+    Timelines are drawn with it, and drift is measured against it.
+    """
+    return not 1.0 / MISLEADING < told_ms / max(current_ms, 1e-6) < MISLEADING
 
 
 @dataclass(slots=True)

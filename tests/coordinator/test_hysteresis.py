@@ -13,6 +13,7 @@ from agent.coordinator.hysteresis import (
     STATUSES,
     Drift,
     Pause,
+    is_misleading,
     worth_switching,
 )
 
@@ -73,3 +74,13 @@ def test_pauses_grow_until_it_was_calm() -> None:
     now = pause.until + 10 * LONGEST_PAUSE_S
     pause.begin(now)
     assert pause.until - now == FIRST_PAUSE_S
+
+
+@pytest.mark.parametrize(
+    ("told", "current", "expected"),
+    [(100.0, 105.0, False), (100.0, 115.0, True), (115.0, 100.0, True), (0.0, 100.0, True)],
+)
+def test_a_prediction_that_is_far_off_is_told_anew(
+    told: float, current: float, *, expected: bool
+) -> None:
+    assert is_misleading(told, current) is expected
