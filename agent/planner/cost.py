@@ -207,7 +207,10 @@ class CostModel:
         self._link = np.array([d.link_bytes_per_s for d in devices])
         self._latency = np.array([d.link_latency_s for d in devices])
         self._broker = broker_bytes_per_s or float(self._link.max())
-        self._forwarded = _FORWARDED if isfinite(self._broker) else 1.0
+        # The papers' clock, without a broker, knows of neither.
+        self._forwarded, self._uneven = (
+            (_FORWARDED, UNEVEN) if isfinite(self._broker) else (1.0, 0.0)
+        )
         self._overhead = np.array([d.step_overhead_s for d in devices])
         limits = (d.memory_limit_bytes for d in devices)
         self._limit = np.array([np.inf if limit is None else limit for limit in limits])
@@ -303,7 +306,9 @@ class CostModel:
         """
         table = self._by_device(compute)
         whole = table.max(axis=1)[:, None]
-        travel = exchange.travel + UNEVEN * self._waits * whole[:, :, None] * (exchange.foreign > 0)
+        travel = exchange.travel + self._uneven * self._waits * whole[:, :, None] * (
+            exchange.foreign > 0
+        )
         waiting = (travel + exchange.copy).max(axis=2)
         if not self._overlap:
             return Passing(waiting, whole + waiting, np.zeros(waiting.shape, dtype=bool))

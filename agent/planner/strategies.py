@@ -12,6 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from agent.errors import ConfigError, ModelError
+from agent.planner.cost import Device
 from agent.planner.dpfp import Allowed, Rules, Search
 from agent.planner.layers import layers_of
 from agent.planner.layout import Shape
@@ -21,7 +22,6 @@ from agent.planner.plan import compile_plan, ranked, shapes_of_form
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agent.planner.cost import Device
     from agent.planner.dpfp import Choice
     from agent.planner.graph import Graph
     from agent.planner.plan import Form, Plan
@@ -156,7 +156,15 @@ def published_dpfp(graph: Graph, devices: Sequence[Device]) -> tuple[Choice, ...
         ModelError: if no number of devices has the memory.
     """
     known = [
-        replace(device, memory_bytes_per_s=inf, link_latency_s=0.0, step_overhead_s=0.0)
+        Device(
+            device.id,
+            device.flops_per_s,
+            memory_bytes_per_s=inf,
+            link_bytes_per_s=device.link_bytes_per_s,
+            link_latency_s=0.0,
+            step_overhead_s=0.0,
+            memory_limit_bytes=device.memory_limit_bytes,
+        )
         for device in devices
     ]
     shapes = shapes_of_form(len(known), "rows")

@@ -13,8 +13,11 @@ from hypothesis.strategies import randoms, sampled_from
 from agent.adapters.runtime import run_whole
 from agent.errors import ModelError
 from agent.planner import Device, check
+from agent.planner.blocked import blocked_tensors
+from agent.planner.layers import layers_of
 from agent.planner.layout import Shape
 from agent.planner.lockstep import lockstep
+from agent.planner.profile import LayerTime, layer_key
 from agent.planner.program import rounds
 from agent.planner.strategies import compile_strategy, published_dpfp
 from agent.wire.manifest import Strategy
@@ -133,6 +136,11 @@ def test_halp_shares_equal_rows_of_maps_layer_by_layer(graph: Graph) -> None:
     assert plan.layouts[0] == Shape(3, 1)
     assert plan.layouts[-1] == Shape(1, 1)
     assert _rows(plan, 0) == [21, 22, 21]
+    assert plan.blocks[0].overlapped
+    others = (s for s in STRATEGIES if s not in ("halp", "dpfp"))
+    for other in others:
+        rival = compile_strategy(other, graph, devices(*MIXED), model_name="m")
+        assert not any(block.overlapped for block in rival.blocks)
 
 
 def test_the_published_dpfp_leaves_devices_out_that_do_not_pay(graph: Graph) -> None:
@@ -143,7 +151,11 @@ def test_the_published_dpfp_leaves_devices_out_that_do_not_pay(graph: Graph) -> 
 
 
 def test_the_published_dpfp_sees_nominal_figures_only(graph: Graph) -> None:
-    real = [Device(f"d{n}", 1e9, 1e7, 1e9, 0.05, 0.05) for n in range(4)]
+    blocked = blocked_tensors(graph)
+    keys = [layer_key(layer, graph, blocked) for layer in layers_of(graph)]
+    measured = {key: LayerTime(0.5, 1e-7) for key in keys if key is not None}
+    assert measured
+    real = [Device(f"d{n}", 1e9, 1e7, 1e9, 0.05, 0.05, profile=measured) for n in range(4)]
     assert published_dpfp(graph, real) == published_dpfp(graph, servers(4))
 
 
