@@ -1,7 +1,7 @@
 """The simulation finds what it is there for: without any one rule of the protocol a seed fails.
 
 Each mutation takes one rule out of a core. The seeds beside it are tried first: they noticed when
-they were written down, and may not once plans or cores have changed; then others are, up to `BOUND`.
+they were written down, and may not once plans or cores have changed; then up to `BOUND` others are.
 """
 
 from __future__ import annotations
