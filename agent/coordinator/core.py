@@ -471,8 +471,10 @@ class CoordinatorCore:
         deployment.current, deployment.offered = header, None
         deployment.state = "serving"
         effects: list[Effect] = []
+        lives = {d: m.session for d, m in deployment.planned.items()}
+        # Of a plan from an earlier life, whoever is heard of first is who prepared it.
+        deployment.sessions = lives if announce else lives | deployment.sessions
         if announce:
-            deployment.sessions = {d: m.session for d, m in deployment.planned.items()}
             text = f"serving on {', '.join(header.devices)}"
             effects += [ev.Announce(header), ev.Log("info", text, header.model, header.epoch)]
         effects += self._tell_waiting(deployment, "serving", header)

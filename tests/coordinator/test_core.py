@@ -721,3 +721,18 @@ def test_a_device_that_serves_a_removed_model_is_told_again() -> None:
     boss.do(ev.RemoveAsked(Remove("alice", "9", "m")))
     seen = boss.do(ev.StatusSeen(Status("a", "1", "online", capacity=CAPACITY, plans={"m": 1})))
     assert only(ev.Withdraw, seen) == [ev.Withdraw("m")]
+
+
+def test_after_a_restart_a_device_with_a_new_life_has_joined() -> None:
+    before = serving("a", "b")
+    header = before.core._deployments["m"].current
+    assert header is not None
+    boss = Boss((PACKAGE, header.epoch))
+    boss.do(ev.HeaderSeen(header))
+    boss.online("a", "b")
+    boss.later(SETTLE_S)
+    boss.do(computed("ab"))
+    boss.online("b", session="2")
+    boss.later(SETTLE_S)
+    boss.do(computed("ab"))
+    assert offers(boss.done)[-1].joined == ("b",)

@@ -193,7 +193,7 @@ MUTATIONS: dict[Any, tuple[int, ...]] = {
     epochs_begin_again_with_a_new_disk: (274, 931),
     every_device_claims_requests_without_an_id: (0, 1),
     nobody_claims_requests_without_an_id: (0, 1),
-    older_plans_are_taken: (1049, 1625),
+    older_plans_are_taken: (1625,),
     pieces_of_another_plan_are_taken: (562,),
     ranks_do_not_wait: (1, 19),
     redelivered_requests_run_again: (5, 18, 47),
