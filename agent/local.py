@@ -15,6 +15,7 @@ from agent.adapters.store import MemoryBlobs
 from agent.errors import HaloMQError
 from agent.wire.messages import Piece, PlanHeader
 from agent.wire.program import blob_ref, encode_program, plan_digest
+from agent.wire.tensors import bytes_of
 from agent.worker import WorkerCore
 from agent.worker import events as ev
 
@@ -122,7 +123,7 @@ class LocalFleet:
                 self._show(loaded.program, step, arrays)
                 post(ev.StepFinished(key, plan, step, arrays, 0.0, 0.0))
             case ev.SendPiece(key, plan, to, tensor, region, pieces):
-                data = gather(region, loaded.tensor(tensor).dtype, pieces).tobytes()
+                data = bytes_of(gather(region, loaded.tensor(tensor).dtype, pieces))
                 self.sent_bytes += len(data)
                 piece = Piece(plan, key.request, key.input, tensor, region, data)
                 self._post(to, ev.PieceArrived(piece, len(data)))

@@ -21,6 +21,7 @@ from agent.wire.program import (
     encode_program,
     plan_digest,
 )
+from agent.wire.tensors import bytes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -172,5 +173,5 @@ def piece_of(
     tensor: int = 1,
 ) -> Piece:
     """Return a piece of a tensor of integers."""
-    data = np.array(values, DTYPE).tobytes()
-    return Piece(header.digest, request, fingerprint(payload), tensor, region, data)
+    data = np.array(values, DTYPE)
+    return Piece(header.digest, request, fingerprint(payload), tensor, region, bytes_of(data))

@@ -186,7 +186,7 @@ def test_nothing_is_ever_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_damaged_msgpack_tensors_are_refused() -> None:
     payload = encode_tensor(floats())
-    assert "not a msgpack message" in refusal(payload[:-1])
+    assert "not a msgpack tensor" in refusal(payload[:-1])
     assert "not a msgpack tensor" in refusal(b"\x80")
     assert "expected" in refusal(payload.replace(b"float32", b"float64"))
 

@@ -349,7 +349,7 @@ def test_p4_a_topic_for_tensors_without_an_id_is_not_one_with_the_id_tensors() -
 
 
 def test_a1_a_scalar_stays_a_scalar() -> None:
-    for data in (np.array(5, "float32"), np.float32(5).tobytes()):
+    for data in (np.array(5, "float32"), memoryview(np.float32(5).tobytes())):
         assert gather((), "float32", [ev.Held((), data)]).shape == ()
 
 

@@ -33,7 +33,8 @@ class Image(Protocol):
 def gather(region: Region, dtype: str, pieces: Sequence[Held]) -> NDArray[Any]:
     """Return a contiguous array of `region` assembled from the pieces that cover it.
 
-    A piece's data is an array, the bytes of one, or an `Image`. Without need nothing is copied.
+    A piece's data is an array, a view of the bytes of one, or an `Image`. Without need nothing is
+    copied.
     """
     if len(pieces) == 1:
         return np.asarray(_view(pieces[0], region, dtype), order="C")
@@ -47,7 +48,7 @@ def gather(region: Region, dtype: str, pieces: Sequence[Held]) -> NDArray[Any]:
 
 def _view(piece: Held, region: Region, dtype: str) -> NDArray[Any]:
     data = piece.data
-    if isinstance(data, bytes):
+    if isinstance(data, memoryview):
         data = array_of(dtype, shape_of(piece.region), data)
     if not isinstance(data, np.ndarray):
         return data.region(region)  # type: ignore[no-any-return]

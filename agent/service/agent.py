@@ -22,6 +22,7 @@ from agent.service.pacing import Pacer
 from agent.service.probes import ProbeJobs
 from agent.service.transfer import FetchBroken, FetchDone
 from agent.wire import messages as wire
+from agent.wire.tensors import bytes_of
 from agent.wire.topics import Address, Kind
 from agent.worker import WorkerCore
 from agent.worker import events as ev
@@ -332,7 +333,7 @@ class AgentService(Member):
 
     def _send_piece(self, effect: ev.SendPiece) -> None:
         dtype = self._programs[effect.plan].tensors[effect.tensor].dtype
-        data = gather(effect.region, dtype, effect.pieces).tobytes()
+        data = bytes_of(gather(effect.region, dtype, effect.pieces))
         key = effect.key
         piece = wire.Piece(effect.plan, key.request, key.input, effect.tensor, effect.region, data)
         self.publish(self.topics.halo(effect.to), wire.encode_msgpack(piece))

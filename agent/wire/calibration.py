@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from agent.errors import WireError
 from agent.wire.program import Digest, DType, Extent
-from agent.wire.tensors import itemsize, pack, unpack
+from agent.wire.tensors import itemsize, unpack
 
 MAX_PROBES = 4096
 MAX_PROBES_BYTES = 64 << 20
@@ -88,7 +88,7 @@ class Figures(Struct, frozen=True):
 
 def encode_probes(probes: Probes) -> bytes:
     """Encode probes as msgpack, the form in which they are a blob."""
-    return pack(probes)
+    return msgspec.msgpack.encode(probes)
 
 
 def decode_probes(content: bytes | memoryview) -> Probes:
@@ -97,10 +97,8 @@ def decode_probes(content: bytes | memoryview) -> Probes:
     Raises:
         WireError: if they are malformed, or one would take more than `MAX_PROBE_BYTES`.
     """
-    try:
-        probes: Probes = msgspec.convert(unpack(content, MAX_PROBES_BYTES), type=Probes)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise WireError(f"not probes of this version of HaloMQ: {error}") from error
+    what = "probes of this version of HaloMQ"
+    probes: Probes = unpack(content, Probes, MAX_PROBES_BYTES, what)
     for probe in probes.probes:
         if sum(nbytes(spec) for spec in (*probe.inputs, *probe.weights)) > MAX_PROBE_BYTES:
             raise WireError("a probe is larger than any that a planner makes")

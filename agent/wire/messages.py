@@ -16,7 +16,7 @@ from agent.errors import WireError
 from agent.wire.calibration import Timings
 from agent.wire.model import ModelName, ModelPackage
 from agent.wire.program import BlobRef, Box, Digest, Extent, Index
-from agent.wire.tensors import TensorMessage, pack, unpack
+from agent.wire.tensors import TensorMessage, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -228,7 +228,7 @@ class Piece(Struct, frozen=True, tag="piece"):
     input: Fingerprint
     tensor: Index
     region: Box
-    data: bytes
+    data: memoryview
 
 
 class Forward(Struct, frozen=True, tag="forward"):
@@ -396,7 +396,7 @@ def decode_answer(payload: bytes, kind: Any = Answer) -> Any:
 
 def encode_msgpack(message: Struct) -> bytes:
     """Encode a message as msgpack."""
-    return pack(message)
+    return msgspec.msgpack.encode(message)
 
 
 def decode_msgpack(payload: bytes, kind: Any) -> Any:
@@ -405,7 +405,4 @@ def decode_msgpack(payload: bytes, kind: Any) -> Any:
     Raises:
         WireError: if the payload is not such a message.
     """
-    try:
-        return msgspec.convert(unpack(payload, MAX_PACKET_BYTES), type=kind)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise WireError(f"not a message of this version of HaloMQ: {error}") from error
+    return unpack(payload, kind, MAX_PACKET_BYTES, "a message of this version of HaloMQ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import msgpack
 import msgspec
 import numpy as np
 
@@ -23,29 +22,32 @@ class TensorMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     dtype: DType
     shape: tuple[Extent, ...]
-    data: bytes
+    data: memoryview
 
 
-def pack(value: object) -> bytes:
-    """Encode a struct of messages (or a value made of them) as msgpack."""
-    return bytes(msgpack.packb(msgspec.to_builtins(value, builtin_types=(bytes, memoryview))))
+def unpack(payload: bytes | memoryview, kind: Any, limit: int, what: str) -> Any:
+    """Decode and validate msgpack of at most `limit` bytes as a struct (or union) `kind`.
 
-
-def unpack(payload: bytes | bytearray | memoryview, limit: int) -> Any:
-    """Decode msgpack of at most `limit` bytes into plain values, refusing anything else.
+    Fields of type `memoryview` are views of the payload; errors call the payload `what`.
 
     Raises:
-        WireError: if the payload is too long, truncated or not msgpack.
+        WireError: if the payload is too long, truncated, or not such a message.
     """
     if len(payload) > limit:
         raise WireError(f"a message of {len(payload)} bytes is over the limit of {limit} bytes")
     try:
-        return msgpack.unpackb(payload, strict_map_key=True)
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-        raise WireError(f"not a msgpack message: {error or type(error).__name__}") from error
+        return msgspec.msgpack.decode(payload, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"not {what}: {error}") from error
 
 
-def array_of(dtype: str, shape: tuple[int, ...], data: bytes) -> NDArray[Any]:
+def bytes_of(array: NDArray[Any]) -> memoryview:
+    """Return the elements of an array in C order, little-endian; of a contiguous one, a view."""
+    little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    return little.reshape(-1).view(np.uint8).data
+
+
+def array_of(dtype: str, shape: tuple[int, ...], data: bytes | memoryview) -> NDArray[Any]:
     """Return `data` as a read-only array without a copy.
 
     Raises:
@@ -63,7 +65,7 @@ def array_of(dtype: str, shape: tuple[int, ...], data: bytes) -> NDArray[Any]:
 
 def encode_tensor(array: NDArray[Any]) -> bytes:
     """Encode an array as a msgpack tensor message."""
-    return pack(tensor_message(array))
+    return msgspec.msgpack.encode(tensor_message(array))
 
 
 def decode_tensor(payload: bytes, limit: int = 1 << 30) -> NDArray[Any]:
@@ -72,10 +74,7 @@ def decode_tensor(payload: bytes, limit: int = 1 << 30) -> NDArray[Any]:
     Raises:
         WireError: if it is not one, or its bytes do not match its shape.
     """
-    try:
-        message = msgspec.convert(unpack(payload, limit), type=TensorMessage)
-    except msgspec.ValidationError as error:
-        raise WireError(f"not a msgpack tensor: {error}") from error
+    message = unpack(payload, TensorMessage, limit, "a msgpack tensor")
     return array_of(message.dtype, message.shape, message.data)
 
 
@@ -86,8 +85,7 @@ def itemsize(dtype: str) -> int:
 
 def tensor_message(array: NDArray[Any]) -> TensorMessage:
     """Return an array as the message that carries it."""
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return TensorMessage(array.dtype.name, array.shape, little.tobytes())
+    return TensorMessage(array.dtype.name, array.shape, bytes_of(array))
 
 
 def message_array(message: TensorMessage) -> NDArray[Any]:

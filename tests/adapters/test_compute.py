@@ -26,6 +26,7 @@ from agent.wire.program import (
     WeightSpec,
     blob_ref,
 )
+from agent.wire.tensors import bytes_of
 from agent.worker.events import Held
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def held(region: Region, kind: str = "array") -> Held:
     """Return a piece of the whole tensor in one of its forms."""
     if kind == "picture":
         return Held(((0, 6), (0, 5)), Picture())
-    return Held(region, cut(region).tobytes() if kind == "bytes" else cut(region))
+    return Held(region, bytes_of(cut(region)) if kind == "bytes" else cut(region))
 
 
 def spans(extent: int) -> st.SearchStrategy[tuple[int, int]]:
@@ -100,7 +101,7 @@ def test_overlapping_pieces_agree() -> None:
 
 def test_an_array_that_is_the_region_is_not_copied() -> None:
     assert np.shares_memory(gather(((0, 6), (0, 5)), "float32", [held(((0, 6), (0, 5)))]), FULL)
-    data = FULL.tobytes()
+    data = bytes_of(FULL)
     made = gather(((0, 6), (0, 5)), "float32", [Held(((0, 6), (0, 5)), data)])
     assert np.shares_memory(made, np.frombuffer(data, "float32"))
 
@@ -108,7 +109,7 @@ def test_an_array_that_is_the_region_is_not_copied() -> None:
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16"])
 def test_pieces_of_bytes_have_the_tensors_dtype(dtype: str) -> None:
     values = np.array([0, 1, 1, 0], dtype)
-    pieces = [Held(((0, 2),), values[:2].tobytes()), Held(((2, 4),), values[2:])]
+    pieces = [Held(((0, 2),), bytes_of(values[:2])), Held(((2, 4),), values[2:])]
     made = gather(((0, 4),), dtype, pieces)
     assert made.dtype == values.dtype
     assert made.tolist() == values.tolist()

@@ -55,7 +55,7 @@ def stray_piece(home: Field, vgg: Reference) -> tuple[str, str]:
     """A piece of a request that never comes: where it was sent, and the request."""
     plan = home.plan(vgg.name)
     request = f"unknown-{uuid4().hex}"
-    piece = wire.Piece(plan.digest, request, INPUT, 0, ((0, 1),), b"abcd")
+    piece = wire.Piece(plan.digest, request, INPUT, 0, ((0, 1),), memoryview(b"abcd"))
     with home.mqtt() as sender:
         sender.publish(home.topics.halo(plan.devices[0]), wire.encode_msgpack(piece))
     return plan.devices[0], request
@@ -158,7 +158,7 @@ def messages(home: Field, model: Reference) -> dict[str, list[bytes]]:
         source="ghost",
     )
     plan = home.plan(model.name)
-    piece = wire.Piece(plan.digest, "ghost", INPUT, 0, ((0, 1),), b"abcd")
+    piece = wire.Piece(plan.digest, "ghost", INPUT, 0, ((0, 1),), memoryview(b"abcd"))
     controls = [
         wire.Prepare(header),
         wire.Standby("ghost", "ghost", (GHOST,)),

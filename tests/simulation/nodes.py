@@ -15,6 +15,7 @@ from agent.coordinator import CoordinatorCore
 from agent.coordinator import events as co
 from agent.service.agent import LEAVE_S, LINGER_S, STATUS_EVERY_S
 from agent.wire import messages as wire
+from agent.wire.tensors import bytes_of
 from agent.worker import WorkerCore
 from agent.worker import events as ev
 from tests.simulation import compute
@@ -368,7 +369,7 @@ class Agent(Node):
 
     def _send_piece(self, effect: ev.SendPiece) -> None:
         dtype = self.programs[effect.plan].tensors[effect.tensor].dtype
-        data = gather(effect.region, dtype, effect.pieces).tobytes()
+        data = bytes_of(gather(effect.region, dtype, effect.pieces))
         key = effect.key
         piece = wire.Piece(effect.plan, key.request, key.input, effect.tensor, effect.region, data)
         self.link.publish(Message("halo", effect.to, piece, self.name))

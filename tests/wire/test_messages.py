@@ -56,6 +56,7 @@ MAKERS: dict[type, Callable[[Any], Values]] = {
     inspect.FloatType: lambda i: st.floats(i.ge, i.le, allow_nan=False, allow_infinity=False),
     inspect.StrType: texts,
     inspect.BytesType: lambda _: st.binary(max_size=20),
+    inspect.MemoryViewType: lambda _: st.binary(max_size=20).map(memoryview),
     inspect.AnyType: lambda _: ANYTHING,
     inspect.LiteralType: lambda i: st.sampled_from(i.values),
     inspect.TupleType: lambda i: st.tuples(*map(values, i.item_types)),

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from agent.errors import WireError
+from agent.wire.messages import Piece, decode_msgpack, encode_msgpack
 from agent.wire.tensors import (
     array_of,
+    bytes_of,
     decode_tensor,
     encode_tensor,
     itemsize,
@@ -53,6 +55,25 @@ def test_memory_layout_does_not_travel(array: np.ndarray[Any, Any]) -> None:
     again = decode_tensor(encode_tensor(array))
     assert again.tolist() == array.tolist()
     assert again.dtype == array.dtype.newbyteorder("<")
+
+
+@given(SOME)
+def test_tensors_are_what_other_codecs_make_of_them(array: np.ndarray[Any, Any]) -> None:
+    plain = msgpack.unpackb(encode_tensor(array))
+    assert plain.keys() == {"dtype", "shape", "data"}
+    assert plain["data"] == array.tobytes()
+    assert decode_tensor(bytes(msgpack.packb(plain))).tobytes() == array.tobytes()
+
+
+def test_bytes_of_a_contiguous_array_are_not_copied() -> None:
+    array = np.arange(6, dtype="float32").reshape(2, 3)
+    assert np.shares_memory(np.frombuffer(bytes_of(array), "float32"), array)
+
+
+def test_a_decoded_piece_is_a_view_of_its_message() -> None:
+    piece = Piece("0" * 64, "r", "0" * 32, 1, ((0, 2),), memoryview(b"abcdefgh"))
+    payload = encode_msgpack(piece)
+    assert decode_msgpack(payload, Piece).data.obj is payload
 
 
 def test_a_decoded_tensor_is_a_view_that_cannot_be_written() -> None:

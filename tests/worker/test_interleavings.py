@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from agent.adapters.compute import gather
 from agent.geometry import whole
 from agent.wire.messages import Piece, PlanHeader, Prepared, fingerprint
+from agent.wire.tensors import bytes_of
 from agent.worker import WorkerCore
 from agent.worker import events as ev
 from tests.builders import DTYPE, Tiles, chain, header_of, image_of, run_step, whole_chain
@@ -39,7 +40,7 @@ def request_arrived(
 
 
 def piece_arrived(send: ev.SendPiece) -> ev.PieceArrived:
-    data = gather(send.region, DTYPE, send.pieces).tobytes()
+    data = bytes_of(gather(send.region, DTYPE, send.pieces))
     key = send.key
     piece = Piece(send.plan, key.request, key.input, send.tensor, send.region, data)
     return ev.PieceArrived(piece, len(data))
