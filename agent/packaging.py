@@ -24,7 +24,7 @@ from agent.wire.topics import NAME
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agent.wire.manifest import Strategy
+    from agent.wire.manifest import Objective, Strategy
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,12 @@ class PackagedModel:
 
 
 def package_model(
-    path: Path, name: str | None = None, *, exact: bool = False, strategy: Strategy | None = None
+    path: Path,
+    name: str | None = None,
+    *,
+    exact: bool = False,
+    objective: Objective | None = None,
+    strategy: Strategy | None = None,
 ) -> PackagedModel:
     """Read a model and the manifest beside it, and check that they fit each other.
 
@@ -47,6 +52,7 @@ def package_model(
         path: the ONNX file.
         name: the name to serve it under, by default the file's.
         exact: whether it is to be split without partial sums, whatever the manifest says.
+        objective: what its plan is to be the best for; None for what the manifest says.
         strategy: how it is to be split; None for what the manifest says.
 
     Raises:
@@ -61,6 +67,8 @@ def package_model(
     manifest = _manifest(path, graph)
     if exact:
         manifest = msgspec.structs.replace(manifest, exact=True)
+    if objective is not None:
+        manifest = msgspec.structs.replace(manifest, objective=objective)
     if strategy is not None:
         manifest = msgspec.structs.replace(manifest, strategy=strategy)
     return _packaged(title, imported, graph, manifest)

@@ -11,8 +11,10 @@ import typer
 from agent.cli.options import (
     Exact,
     Json,
+    ObjectiveName,
     StrategyName,
     configured,
+    make_objective,
     make_strategy,
     print_json,
 )
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 def deploy(
     model: Annotated[Path, typer.Argument(help="The ONNX file; its manifest is beside it.")],
     name: Annotated[str | None, typer.Option(help="Name to serve it under.")] = None,
+    objective: ObjectiveName = None,
     strategy: StrategyName = None,
     exact: Exact = False,
     as_json: Json = False,
@@ -47,7 +50,11 @@ def deploy(
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"reading {model.name}", total=1.0)
         packaged = package_model(
-            model, name, exact=exact, strategy=make_strategy(strategy) if strategy else None
+            model,
+            name,
+            exact=exact,
+            objective=make_objective(objective) if objective else None,
+            strategy=make_strategy(strategy) if strategy else None,
         )
         with Client(config=config) as client:
             header = client.deploy(

@@ -17,7 +17,7 @@ from agent.errors import HaloMQError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.wire.manifest import Strategy
+    from agent.wire.manifest import Objective, Strategy
 
 Exact = Annotated[
     bool, typer.Option("--exact", help="Split without partial sums, even where that is slower.")
@@ -32,6 +32,15 @@ StrategyName = Annotated[
         "--strategy",
         help="How to split: single, modnn, deepthings, halp, dpfp-paper or dpfp. "
         "[default: the manifest's, or dpfp]",
+        show_default=False,
+    ),
+]
+ObjectiveName = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        help="Plan for latency, or for throughput with several requests in flight. "
+        "[default: the manifest's, or latency]",
         show_default=False,
     ),
 ]
@@ -101,6 +110,20 @@ def make_strategy(name: str) -> Strategy:
     if name not in get_args(Strategy):
         raise ConfigError(f"--strategy {name}: give one of {', '.join(get_args(Strategy))}")
     return cast("Strategy", name)
+
+
+def make_objective(name: str) -> Objective:
+    """Return the objective that the user named.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    from agent.errors import ConfigError
+    from agent.wire.manifest import Objective
+
+    if name not in get_args(Objective):
+        raise ConfigError(f"--objective {name}: give one of {', '.join(get_args(Objective))}")
+    return cast("Objective", name)
 
 
 def print_json(value: object) -> None:

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from agent.cli.options import Exact, Json, StrategyName, make_strategy, print_json
+from agent.cli.options import (
+    Exact,
+    Json,
+    ObjectiveName,
+    StrategyName,
+    Timeline,
+    make_objective,
+    make_strategy,
+    print_json,
+    timeline_ending,
+    write_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,9 +46,11 @@ def plan(
     layout: Annotated[str, typer.Option(help="How maps are shared: any, rows, columns, grid.")] = (
         "any"
     ),
+    objective: ObjectiveName = None,
     strategy: StrategyName = None,
     exact: Exact = False,
     svg: Annotated[Path | None, typer.Option(help="Draw the plan into this SVG file.")] = None,
+    timeline: Timeline = None,
     as_json: Json = False,
 ) -> None:
     """Show how a model would be split: blocks, tiles, halo bytes and predicted time.
@@ -48,10 +61,15 @@ def plan(
     from agent.planner import compile_plan
     from agent.planner.strategies import compile_strategy
 
+    ending = None if timeline is None else timeline_ending(timeline)
     form = make_form(layout)
     members = make_devices(devices, gflops, link_mbit, latency_ms)
-    named = make_strategy(strategy) if strategy else None
-    packaged = package_model(model, exact=exact, strategy=named)
+    packaged = package_model(
+        model,
+        exact=exact,
+        objective=make_objective(objective) if objective else None,
+        strategy=make_strategy(strategy) if strategy else None,
+    )
     manifest = packaged.manifest
     made = compile_strategy(
         manifest.strategy,
@@ -59,6 +77,7 @@ def plan(
         members,
         model_name=packaged.package.name,
         exact=manifest.exact,
+        objective=manifest.objective,
         form=form,
     )
     single = compile_plan(packaged.graph, members[:1], model_name=packaged.package.name)
@@ -66,10 +85,19 @@ def plan(
         from agent.planner.draw import draw_plan
 
         svg.write_text(draw_plan(made))
+    if timeline is not None and ending is not None:
+        write_file(timeline, _drawn(made, ending))
     if as_json:
         print_json(_as_json(made, single))
     else:
         _print(made, single)
+
+
+def _drawn(made: Plan, ending: str) -> str:
+    from agent.timeline import Series, render, with_waits
+
+    title = f"{made.model} on {len(made.devices)} device(s)"
+    return render(ending, title, (with_waits(Series("predicted", made.spans)),))
 
 
 def make_form(layout: str) -> Form:
@@ -129,6 +157,7 @@ def _as_json(made: Plan, single: Plan) -> dict[str, object]:
                 "halo_bytes": block.halo_bytes,
                 "compute_ms": round(block.compute_s * 1e3, 3),
                 "exchange_ms": round(block.exchange_s * 1e3, 3),
+                "overlapped": block.overlapped,
                 "flops": block.flops,
             }
             for block, shape in zip(made.blocks, made.layouts, strict=True)

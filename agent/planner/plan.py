@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from agent.planner.schedule import Schedule
     from agent.planner.simulate import Simulated
     from agent.spans import Span
+    from agent.wire.manifest import Objective
     from agent.wire.program import Program
 
 Form = Literal["any", "rows", "columns", "grid"]
-Objective = Literal["latency", "throughput"]
 
 # What is in flight where throughput counts, and how much waiting then costs: other requests' work
 # fills it.

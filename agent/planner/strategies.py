@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agent.planner.dpfp import Choice
     from agent.planner.graph import Graph
     from agent.planner.plan import Form, Plan
-    from agent.wire.manifest import Strategy
+    from agent.wire.manifest import Objective, Strategy
 
 # DeepThings fuses no more layers than these.
 _FUSED = 16
@@ -52,6 +52,7 @@ def compile_strategy(
     *,
     model_name: str,
     exact: bool = False,
+    objective: Objective = "latency",
     form: Form = "any",
 ) -> Plan:
     """Compile the plan that a strategy makes for a model on these devices.
@@ -62,6 +63,7 @@ def compile_strategy(
         devices: the devices that may be used, in any order.
         model_name: the name under which the programs serve it.
         exact: do without partial sums; only "dpfp" has any.
+        objective: what "dpfp" plans for; the others are of latency.
         form: which layouts "dpfp" has; the others have theirs.
 
     Raises:
@@ -71,7 +73,9 @@ def compile_strategy(
     if form != "any" and strategy != "dpfp":
         raise ConfigError(f"layout {form} is for strategy dpfp; {strategy} has its own layouts")
     if strategy == "dpfp" or not devices:
-        return compile_plan(graph, devices, model_name=model_name, form=form, exact=exact)
+        return compile_plan(
+            graph, devices, model_name=model_name, form=form, exact=exact, objective=objective
+        )
     if strategy == "single":
         fastest = ranked(devices)[:1]
         return compile_plan(graph, fastest, model_name=model_name, exact=True)

@@ -126,7 +126,12 @@ def compute_plan(
         for device in devices
     ]
     plan = compile_strategy(
-        manifest.strategy, graph, devices, model_name=package.name, exact=manifest.exact
+        manifest.strategy,
+        graph,
+        devices,
+        model_name=package.name,
+        exact=manifest.exact,
+        objective=manifest.objective,
     )
     for digest, content in plan.segments.items():
         store.put(digest, content)

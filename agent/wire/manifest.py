@@ -4,6 +4,7 @@ People write it as TOML beside the model (MODEL.onnx has MODEL.toml); it travels
 
     task = "heatmap"                     # "classification", "segmentation", "detection", "tensor"
     exact = false                        # true: no partial sums (docs/exactness.md)
+    objective = "latency"                # or "throughput", with several requests in flight
     strategy = "dpfp"                    # or a rival's way to split it (docs/strategies.md)
     labels = ["background", "scratch"]   # in the order of the model's classes
 
@@ -53,10 +54,12 @@ Color = Literal["rgb", "bgr", "gray"]
 Resize = Literal["stretch", "crop", "letterbox", "none"]
 Layout = Literal["nchw", "nhwc"]
 Strategy = Literal["single", "modnn", "deepthings", "halp", "dpfp-paper", "dpfp"]
+Objective = Literal["latency", "throughput"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task": get_args(Task),
     "strategy": get_args(Strategy),
+    "objective": get_args(Objective),
     "input.color": get_args(Color),
     "input.resize": get_args(Resize),
     "input.layout": get_args(Layout),
@@ -134,7 +137,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """What a model is for; without `labels`, classes are called by their number.
 
     `exact` has it split only where sums are added in one device's order, which may be slower.
-    `strategy` is whose way of splitting it is used, for comparisons.
+    `objective` is what the plan is the best for: the time of a request that is alone, or requests
+    a second when several are in flight. `strategy` is whose way of splitting it is used, for
+    comparisons.
     """
 
     task: Task
@@ -143,6 +148,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     output: OutputManifest = OutputManifest()
     detection: DetectionManifest | None = None
     exact: bool = False
+    objective: Objective = "latency"
     strategy: Strategy = "dpfp"
 
     def __post_init__(self) -> None:

@@ -147,3 +147,37 @@ def test_verify_names_the_first_difference(monkeypatch: pytest.MonkeyPatch) -> N
     }  # fmt: skip
     assert command._allowed(verdict, None) == 1e-5
     assert command._allowed(verdict, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("ending", ["svg", "html", "json"])
+def test_plan_draws_what_is_predicted(ending: str, tmp_path: Path) -> None:
+    target = tmp_path / f"plan.{ending}"
+    told = halomq("plan", DEFECTS, "--devices", 3, "--gflops", 1, "--timeline", target)
+    assert told.status == 0, told.err
+    drawn = target.read_text()
+    assert all(f"device-{number}" in drawn for number in (1, 2, 3))
+
+
+def test_plan_refuses_a_timeline_of_another_kind(tmp_path: Path) -> None:
+    told = halomq("plan", DEFECTS, "--timeline", tmp_path / "plan.pdf")
+    assert told.status != 0
+    assert "give a file that ends in" in told.err
+
+
+def test_plans_for_throughput_leave_less_to_do() -> None:
+    """With requests to fill the waits, fewer border rows are computed twice."""
+    link = ("--devices", 4, "--gflops", 5, "--link-mbit", 20, "--latency-ms", 4, "--json")
+    busy = {
+        objective: sum(
+            block["compute_ms"]
+            for block in halomq("plan", DEFECTS, "--objective", objective, *link).json["blocks"]
+        )
+        for objective in ("latency", "throughput")
+    }
+    assert busy["throughput"] < busy["latency"]
+
+
+def test_plan_refuses_an_unknown_objective() -> None:
+    told = halomq("plan", DEFECTS, "--objective", "thrift")
+    assert told.status != 0
+    assert "give one of latency, throughput" in told.err
