@@ -14,11 +14,14 @@ CHUNKS = 8
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_no_seed_breaks_a_promise(chunk: int) -> None:
+    answers = 0
     for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
         outcome = play(seed)
         story = "\n".join(outcome.story)
         assert outcome.broken is None, f"seed {seed}: {outcome.broken}\n{story}"
-        assert outcome.answers > 0
+        answers += outcome.answers
+    # In some schedules the model is never there; in most, requests are answered.
+    assert answers > 4 * CHUNK
 
 
 def test_a_seed_replays() -> None:
