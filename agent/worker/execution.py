@@ -6,6 +6,7 @@ each happens once. Nothing is copied here: pieces are handed on and cut where th
 
 from __future__ import annotations
 
+from bisect import insort
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,16 @@ from agent.worker.events import Held
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from agent.geometry import Region
     from agent.wire.program import Part, Program, Send
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """What happens once a part is held: sends leave, steps lack it no more, an answer has it."""
+
+    sends: list[Send] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    answers: int = 0
 
 
 @dataclass(slots=True)
@@ -25,17 +34,25 @@ class Execution:
 
     program: Program
     _held: dict[int, list[Held]] = field(default_factory=dict)
-    _open_steps: dict[int, set[Part]] = field(default_factory=dict)
-    _open_sends: dict[int, list[Send]] = field(default_factory=dict)
-    _open_answers: set[Part] = field(default_factory=set)
+    _wanted: dict[int, dict[Part, _Waiting]] = field(default_factory=dict)
+    _lacking: list[int] = field(default_factory=list)
+    _open_answers: int = 0
     ready: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for number, step in enumerate(self.program.steps):
-            self._open_steps[number] = set(step.reads)
         for send in self.program.sends:
-            self._open_sends.setdefault(send.part.tensor, []).append(send)
-        self._open_answers = set(self.program.answers)
+            self._waiting(send.part).sends.append(send)
+        for number, step in enumerate(self.program.steps):
+            reads = set(step.reads)
+            self._lacking.append(len(reads))
+            for part in reads:
+                self._waiting(part).steps.append(number)
+        for part in self.program.answers:
+            self._waiting(part).answers += 1
+        self._open_answers = len(self.program.answers)
+
+    def _waiting(self, part: Part) -> _Waiting:
+        return self._wanted.setdefault(part.tensor, {}).setdefault(part, _Waiting())
 
     @property
     def answerable(self) -> bool:
@@ -48,22 +65,16 @@ class Execution:
         if any(contains(piece.region, held.region) for piece in pieces):
             return []
         pieces.append(held)
-        sends = self._open_sends.get(tensor, [])
-        due = [send for send in sends if self._covers(tensor, send.part.region)]
-        if due:
-            self._open_sends[tensor] = [send for send in sends if send not in due]
-        for number, reads in list(self._open_steps.items()):
-            met = {r for r in reads if r.tensor == tensor and self._covers(tensor, r.region)}
-            reads.difference_update(met)
-            if not reads:
-                del self._open_steps[number]
-                self.ready.append(number)
-        self.ready.sort()
-        self._open_answers = {
-            part
-            for part in self._open_answers
-            if part.tensor != tensor or not self._covers(tensor, part.region)
-        }
+        wanted = self._wanted.get(tensor, {})
+        due: list[Send] = []
+        for part in [part for part in wanted if self._completes(held, part)]:
+            waiting = wanted.pop(part)
+            due += waiting.sends
+            self._open_answers -= waiting.answers
+            for number in waiting.steps:
+                self._lacking[number] -= 1
+                if not self._lacking[number]:
+                    insort(self.ready, number)
         return due
 
     def wrote(self, step: int, arrays: Iterable[Any]) -> list[Send]:
@@ -82,5 +93,10 @@ class Execution:
                 return (piece,)
         return tuple(piece for piece in pieces if intersect(piece.region, part.region))
 
-    def _covers(self, tensor: int, region: Region) -> bool:
-        return not missing(region, (piece.region for piece in self._held.get(tensor, [])))
+    def _completes(self, held: Held, part: Part) -> bool:
+        """Tell whether `part` is held now that the piece `held` is here."""
+        if contains(held.region, part.region):
+            return True
+        if intersect(held.region, part.region) is None:
+            return False
+        return not missing(part.region, (piece.region for piece in self._held[part.tensor]))
