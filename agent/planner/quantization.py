@@ -44,6 +44,16 @@ def as_the_runtime_has_it(graph: onnx.GraphProto, machine: str | None = None) ->
                 _turn(pair, [int(zero or 0) + _SHIFT for zero in zeros], graph)
 
 
+def kinds_of_integer_kernels(machine: str | None = None) -> frozenset[str]:
+    """Return the activations on which onnxruntime computes with integers on `machine`.
+
+    Args:
+        machine: the processor as `platform.machine` calls it, by default this one.
+    """
+    on_x86 = (machine or platform.machine()) in _X86
+    return frozenset({"uint8"}) if on_x86 else frozenset({"uint8", "int8"})
+
+
 def _signed_zero(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> int | None:
     """Return the signed zero point of a quantization by tensor, None where it is another one."""
     zero = constants.get(node.input[2]) if len(node.input) > 2 else None  # noqa: PLR2004

@@ -13,6 +13,7 @@ from models.zoo.deeplab import deeplab
 from models.zoo.densenet import densenet121
 from models.zoo.resnet import resnet50
 from models.zoo.squeezenet import squeezenet
+from models.zoo.unet import unet_resize
 from tests.planner.oracle import compare
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _CONVERSIONS: dict[str, tuple[Make, Callable[[Path, Path], Path]]] = {
     "QDQ by filter": (squeezenet, partial(quantized, per_channel=True)),
     # Its pools of four pixels meet halves.
     "signed QDQ": (densenet121, partial(quantized, activations="s8")),
+    # Its skips are read twice, so onnxruntime computes some convolutions of small maps on floats.
+    "signed QDQ by filter": (unet_resize, partial(quantized, activations="s8", per_channel=True)),
     # It interpolates, which meets them as well.
     "QDQ with Resize": (deeplab, quantized),
     "QOperator": (squeezenet, partial(quantized, format="qoperator")),

@@ -14,6 +14,7 @@ from agent.planner.operators.entry import (
     whole,
     wholly,
 )
+from agent.planner.quantization import kinds_of_integer_kernels
 from agent.planner.windows import pads_of, tile_pads
 
 if TYPE_CHECKING:
@@ -24,11 +25,42 @@ if TYPE_CHECKING:
     from agent.planner.operators.entry import Maps, Tile, Writer
 
 _WIDE_PADS = "has padding as wide as its kernel"
+# onnxruntime's matrix products sum so many inputs at a time, more of them where a map, or a tile,
+# has no more than 64 pixels: (most pixels, inputs).
+_SUMMED = ((16, 1024), (32, 512), (64, 256))
+_SUMMED_AT_LEAST = 128
+# A tile of a larger map has more than 64 pixels, unless it is less than a sixteenth of it.
+_SMALL_MAP = 1024
 
 
 def conv(node: Node, graph: Graph) -> Operator:
     """Describe Conv (x, w, bias)."""
+    if _sums_quantized_floats(node, graph):
+        return everything(node, graph, "sums dequantized floats in another order in tiles")
     return _convolution(node, graph, weight=1, by_filter=(2,))
+
+
+def _sums_quantized_floats(node: Node, graph: Graph) -> bool:
+    """Tell whether a quantized convolution is computed on floats, in an order that tiles change.
+
+    It is a matrix product then, and where its sum is rounded otherwise an integer changes by one.
+    """
+    producer, weight = graph.producers.get(node.inputs[0]), graph.expressions.get(node.inputs[1])
+    if producer is None or weight is None:
+        return False
+    if producer.op != "DequantizeLinear" or weight.op != "DequantizeLinear":
+        return False
+    readers = graph.consumers.get(node.outputs[0], ())
+    if len(readers) == 1 and readers[0].op in {"Relu", "Clip"}:
+        # The range that is quantized clips already, so these go.
+        readers = graph.consumers.get(readers[0].outputs[0], ())
+    kinds = {graph.tensors[name].dtype for reader in readers for name in reader.outputs[:1]}
+    kinds.add(graph.tensors[producer.inputs[0]].dtype)
+    if len(kinds) == 1 and kinds <= kinds_of_integer_kernels():
+        return False
+    depth, pixels = prod(graph.shape(node.inputs[1])[1:]), prod(graph.shape(node.outputs[0])[2:])
+    summed = next((count for most, count in _SUMMED if pixels <= most), _SUMMED_AT_LEAST)
+    return _SUMMED[0][0] < pixels <= _SMALL_MAP and depth > summed
 
 
 def conv_integer(node: Node, graph: Graph) -> Operator:
