@@ -26,7 +26,7 @@ from agent.planner.segments import build_segment
 from agent.wire.calibration import ArraySpec, Probe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from agent.geometry import Region
     from agent.planner.graph import Graph
@@ -130,7 +130,7 @@ class _Prober:
             segment = build_segment(
                 self._graph, walked[::-1], reads, list(tiles), tile, blocked=self._blocked
             )
-            made.append(self._probe(key, segment, float(loads[tile]), float(borders[tile])))
+            made.append(self._probe(key, segment, float(loads[tile])))
         return tuple(made)
 
     def _tiles(self, number: int, halvings: int) -> dict[str, Any]:
@@ -157,14 +157,14 @@ class _Prober:
             for axis, extent in enumerate(shape)
         )
 
-    def _probe(self, key: str, segment: Segment, amount: float, border_bytes: float) -> Probe:
+    def _probe(self, key: str, segment: Segment, amount: float) -> Probe:
         inputs = tuple(
             ArraySpec(name, self._graph.tensors[name].dtype, shape_of(region))
             for name, region in segment.reads
         )
         weights = tuple(ArraySpec(w.name, w.dtype, w.shape) for w in segment.weights)
         borders = _borders(segment)
-        return Probe(key, segment.graph, inputs, weights, borders, amount, border_bytes)
+        return Probe(key, segment.graph, inputs, weights, borders, amount)
 
 
 def _borders(segment: Segment) -> tuple[str, ...]:
@@ -198,20 +198,10 @@ def model_rate(graph: Graph, layers: Mapping[str, LayerTime]) -> float | None:
     return flops / seconds if flops > _ENOUGH * total and seconds > 0.0 else None
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What a device's timings say: its layers, and what a step costs around them.
-
-    A step's own share is `overhead_s`, and `border_s_per_byte` of its inputs and outputs.
-    """
-
-    layers: dict[str, LayerTime]
-    overhead_s: float
-    border_s_per_byte: float
-
-
-def figures(probed: Sequence[Probe], timings: Sequence[Timing | None]) -> Figures | None:
-    """Return what the timings of probes say, or None if there are none.
+def figures(
+    probed: Sequence[Probe], timings: Sequence[Timing | None]
+) -> dict[str, LayerTime] | None:
+    """Return the layers' times that timings of probes say, by key, or None if there are none.
 
     Args:
         probed: a model's probes.
@@ -223,10 +213,7 @@ def figures(probed: Sequence[Probe], timings: Sequence[Timing | None]) -> Figure
     sizes: dict[str, list[tuple[float, float]]] = {}
     for probe, timing in reached:
         sizes.setdefault(probe.key, []).append((probe.load, timing.kernels_s))
-    layers = {key: layer_time(points) for key, points in sizes.items()}
-    around = [(probe.border_bytes, timing.run_s - timing.kernels_s) for probe, timing in reached]
-    overhead, per_byte = _line(around)
-    return Figures(layers, overhead, per_byte)
+    return {key: layer_time(points) for key, points in sizes.items()}
 
 
 def layer_time(points: Sequence[tuple[float, float]]) -> LayerTime:
@@ -241,14 +228,3 @@ def layer_time(points: Sequence[tuple[float, float]]) -> LayerTime:
     if not 0.0 < slope * most <= longest:
         return LayerTime(0.0, max(longest / most, _LEAST_SLOPE))
     return LayerTime(longest - slope * most, slope)
-
-
-def _line(points: Iterable[tuple[float, float]]) -> tuple[float, float]:
-    """Return the line (at nothing, slope), neither negative, that is nearest to the points."""
-    x, y = np.array(list(points), dtype=np.float64).T
-    spread = x - x.mean()
-    slope = max(0.0, float(spread @ y) / float(spread @ spread)) if spread.any() else 0.0
-    start = float(y.mean() - slope * x.mean())
-    if start < 0.0:
-        return 0.0, float(x @ y) / float(x @ x)
-    return start, slope

@@ -65,14 +65,14 @@ def calibrated(device: Device, known: Figures, graph: Graph, store: BlobStore) -
             flops_per_s=device.flops_per_s / slower,
             memory_bytes_per_s=device.memory_bytes_per_s / slower,
         )
-    rate = model_rate(graph, found.layers) or device.flops_per_s
+    rate = model_rate(graph, found) or device.flops_per_s
     return replace(
         device,
         flops_per_s=rate / slower,
         memory_bytes_per_s=device.memory_bytes_per_s / slower,
         profile={
             key: LayerTime(time.fixed_s * slower, time.s_per_unit * slower)
-            for key, time in found.layers.items()
+            for key, time in found.items()
         },
     )
 

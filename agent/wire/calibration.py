@@ -38,8 +38,7 @@ class Probe(Struct, frozen=True):
     """A segment of one layer at one size of its tile.
 
     `borders` are the graph's nodes that a tile alone needs to be what it is in a block; their time
-    is not the layer's. `load` is the layer's (`agent.planner.profile.load`), and `border_bytes` are
-    those of its inputs and outputs.
+    is not the layer's. `load` is the layer's (`agent.planner.profile.load`).
     """
 
     key: LayerKey
@@ -48,7 +47,6 @@ class Probe(Struct, frozen=True):
     weights: tuple[ArraySpec, ...]
     borders: tuple[str, ...]
     load: Amount
-    border_bytes: Amount
 
 
 class Probes(Struct, frozen=True):
