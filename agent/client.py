@@ -200,6 +200,8 @@ class Client:
     def measured_plan(self, model: str, timeout_s: float = 180.0) -> PlanHeader:
         """Wait until all agents have measured a model, and the plan that follows serves it.
 
+        Where the coordinator does not calibrate, that is the plan that serves now.
+
         Raises:
             FleetError: if that is not so within `timeout_s`.
         """
@@ -208,7 +210,8 @@ class Client:
             online = [s for s in self.devices(1.0) if s.state == "online"]
             agents = {s.device for s in online if s.role == "agent"}
             for shown in (m for s in online for m in s.models if m.name == model):
-                if shown.state == "serving" and agents <= set(shown.measured):
+                measured = not shown.calibrates or agents <= set(shown.measured)
+                if shown.state == "serving" and measured:
                     found = [p for p in self.plans(1.0) if p.model == model]
                     if [p.epoch for p in found] == [shown.epoch]:
                         return found[0]

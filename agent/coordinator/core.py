@@ -654,6 +654,7 @@ class CoordinatorCore:
                 d.epoch,
                 d.current.devices if d.current else (),
                 d.calibration.measured,
+                self._budget_s > 0.0,
             )
             for name, d in sorted(self._deployments.items())
         )

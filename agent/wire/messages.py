@@ -63,7 +63,8 @@ class Health(Struct, frozen=True):
 class ModelState(Struct, frozen=True):
     """What a coordinator says of a deployed model in its status.
 
-    `measured` are the devices whose own times of the model's layers were planned with.
+    `measured` are the devices whose own times of the model's layers were planned with; where the
+    coordinator does not calibrate (`calibrates`), no more will be.
     """
 
     name: ModelName
@@ -71,6 +72,7 @@ class ModelState(Struct, frozen=True):
     epoch: int = 0
     devices: tuple[DeviceId, ...] = ()
     measured: tuple[DeviceId, ...] = ()
+    calibrates: bool = True
 
 
 class Status(Struct, frozen=True):

@@ -190,6 +190,8 @@ def test_nobody_is_asked_where_there_is_no_budget() -> None:
     boss.later(SETTLE_S)
     boss.serve("a")
     assert not only(ev.MakeProbes, boss.done)
+    (shown,) = only(ev.Show, boss.done)[-1].models
+    assert not shown.calibrates
 
 
 def test_a_loss_while_a_plan_is_weighed_is_acted_on() -> None:
