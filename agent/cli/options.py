@@ -15,7 +15,7 @@ import typer
 from agent.errors import HaloMQError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from agent.wire.manifest import Objective, Strategy
 
@@ -104,12 +104,9 @@ def make_strategy(name: str) -> Strategy:
     Raises:
         ConfigError: if there is none of that name.
     """
-    from agent.errors import ConfigError
     from agent.wire.manifest import Strategy
 
-    if name not in get_args(Strategy):
-        raise ConfigError(f"--strategy {name}: give one of {', '.join(get_args(Strategy))}")
-    return cast("Strategy", name)
+    return cast("Strategy", _one_of("--strategy", name, get_args(Strategy)))
 
 
 def make_objective(name: str) -> Objective:
@@ -118,12 +115,17 @@ def make_objective(name: str) -> Objective:
     Raises:
         ConfigError: if there is none of that name.
     """
-    from agent.errors import ConfigError
     from agent.wire.manifest import Objective
 
-    if name not in get_args(Objective):
-        raise ConfigError(f"--objective {name}: give one of {', '.join(get_args(Objective))}")
-    return cast("Objective", name)
+    return cast("Objective", _one_of("--objective", name, get_args(Objective)))
+
+
+def _one_of(option: str, name: str, names: Sequence[str]) -> str:
+    from agent.errors import ConfigError
+
+    if name not in names:
+        raise ConfigError(f"{option} {name}: give one of {', '.join(names)}")
+    return name
 
 
 def print_json(value: object) -> None:
