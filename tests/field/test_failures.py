@@ -150,8 +150,9 @@ def test_another_killed_agent_costs_no_answer(field: Field, defects: Reference) 
 
 def test_a_new_plan_after_a_loss_ships_kilobytes(field: Field, vgg: Reference) -> None:
     package = package_model(vgg.path, "lost")
-    topics = (field.topics.inbox("+"), field.topics.blob("+"), field.topics.plan("lost"))
-    with field.mqtt(*topics) as listener, field.client() as client:
+    followed = (field.topics.inbox("+"), field.topics.blob("+"), field.topics.plan("lost"))
+    asked = field.topics.infer("lost", "+", tensors=True)
+    with field.mqtt(*followed, asked) as listener, field.client() as client:
         before = client.deploy(package.package, package.blobs)
         # The head's weights are brought to the others in advance, for the loss of its device.
         standby = listener.wait(
@@ -164,6 +165,11 @@ def test_a_new_plan_after_a_loss_ships_kilobytes(field: Field, vgg: Reference) -
                 lambda: all((folder / digest).exists() for digest in blobs),  # noqa: B023
                 f"{device} to have them",
             )
+        # What devices have by now reached the listener before a request sent after it.
+        vgg.check(client.infer("lost", picture(1), tensors=True), picture(1))
+        listener.wait(
+            lambda seen: any("/infer/" in message.topic for message in seen), "the request"
+        )
         first = len(listener.messages)
         victim = before.devices[0]
         field.fleet.kill(victim)
@@ -175,7 +181,8 @@ def test_a_new_plan_after_a_loss_ships_kilobytes(field: Field, vgg: Reference) -
     later = listener.messages[first:]
     announced = next(n for n, message in enumerate(later) if message.topic.endswith("/plan"))
     shipped = [message for message in later[:announced] if "/blob/" in message.topic]
-    assert sum(len(message.payload) for message in shipped) < KILOBYTES
+    told = [(message.topic, len(message.payload)) for message in shipped]
+    assert sum(nbytes for _, nbytes in told) < KILOBYTES, told
     assert vgg.weight_bytes > 100 * KILOBYTES
 
 
