@@ -247,6 +247,7 @@ PlanEvent = (
     | Loaded
     | PlanFailed
 )
+JobEnded = Decoded | DecodeRefused | StepFinished | StepFailed | Concluded | ProbeRan
 CalibrationEvent = CalibrationAsked | ProbesRead | ProbesFailed | ProbeRan
 Event = (
     PlanEvent

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from agent.wire.messages import fingerprint
 from agent.worker import events as ev
-from agent.worker.core import STANDBY_RANK
 from agent.worker.early import MAX_BYTES
+from agent.worker.endings import STANDBY_RANK
 from agent.worker.requests import RANK_DELAY_S
 from tests.simulation import compute
 from tests.simulation.world import Violation

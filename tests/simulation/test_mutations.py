@@ -15,12 +15,15 @@ import pytest
 from agent.coordinator.core import CoordinatorCore
 from agent.coordinator.membership import Membership
 from agent.wire.messages import PlanHeader
-from agent.worker import core as working
+from agent.worker import core, endings
 from agent.worker import events as ev
+from agent.worker.admission import Admission
 from agent.worker.core import WorkerCore
 from agent.worker.early import EarlyPieces
+from agent.worker.endings import Endings
 from agent.worker.plans import Plans
 from agent.worker.requests import Request, State
+from agent.worker.runs import Runs
 from agent.worker.unclaimed import Unclaimed
 from tests.simulation.schedule import play
 
@@ -29,26 +32,26 @@ Patch = pytest.MonkeyPatch
 
 
 def pieces_of_another_plan_are_taken(patch: Patch) -> None:
-    whole = WorkerCore._piece_arrived
+    whole = Runs.piece_arrived
 
-    def arrived(core: WorkerCore, event: ev.PieceArrived, now: float) -> list[ev.Effect]:
-        keys = [(k, r) for k, r in core._requests.items() if k.request == event.piece.request]
+    def arrived(runs: Runs, event: ev.PieceArrived, now: float) -> list[ev.Effect]:
+        keys = [(k, r) for k, r in runs._requests.items() if k.request == event.piece.request]
         plans = [r.plan.digest for k, r in keys if r.plan and k.input == event.piece.input]
         plan = plans[0] if plans else event.piece.plan
-        return whole(core, _changed(event, plan=plan), now)
+        return whole(runs, _changed(event, plan=plan), now)
 
-    patch.setattr(WorkerCore, "_piece_arrived", arrived)
+    patch.setattr(Runs, "piece_arrived", arrived)
 
 
 def the_fingerprint_of_the_payload_is_ignored(patch: Patch) -> None:
-    whole = WorkerCore._piece_arrived
+    whole = Runs.piece_arrived
 
-    def arrived(core: WorkerCore, event: ev.PieceArrived, now: float) -> list[ev.Effect]:
-        inputs = [k.input for k in core._requests if k.request == event.piece.request]
+    def arrived(runs: Runs, event: ev.PieceArrived, now: float) -> list[ev.Effect]:
+        inputs = [k.input for k in runs._requests if k.request == event.piece.request]
         mark = inputs[0] if inputs else event.piece.input
-        return whole(core, _changed(event, input=mark), now)
+        return whole(runs, _changed(event, input=mark), now)
 
-    patch.setattr(WorkerCore, "_piece_arrived", arrived)
+    patch.setattr(Runs, "piece_arrived", arrived)
 
 
 def _changed(event: ev.PieceArrived, **fields: Any) -> ev.PieceArrived:
@@ -94,15 +97,15 @@ def a_new_plan_does_not_start_requests_again(patch: Patch) -> None:
 
 
 def redelivered_requests_run_again(patch: Patch) -> None:
-    patch.setattr(WorkerCore, "_remember", lambda *_: None)
+    patch.setattr(Admission, "remember", lambda *_: None)
 
 
 def every_device_claims_requests_without_an_id(patch: Patch) -> None:
-    patch.setattr(WorkerCore, "_answers", lambda *_: True)
+    patch.setattr(Endings, "answers", lambda *_: True)
 
 
 def nobody_claims_requests_without_an_id(patch: Patch) -> None:
-    patch.setattr(WorkerCore, "_answers", lambda *_: False)
+    patch.setattr(Endings, "answers", lambda *_: False)
 
 
 def requests_without_an_id_are_kept_by_payload(patch: Patch) -> None:
@@ -116,7 +119,8 @@ def requests_without_an_id_are_kept_by_payload(patch: Patch) -> None:
 
 
 def ranks_do_not_wait(patch: Patch) -> None:
-    patch.setattr(working, "RANK_DELAY_S", 0.0)
+    patch.setattr(core, "RANK_DELAY_S", 0.0)
+    patch.setattr(endings, "RANK_DELAY_S", 0.0)
 
 
 def devices_that_join_are_not_told_of_requests(patch: Patch) -> None:

@@ -753,7 +753,7 @@ def test_a_redelivered_request_that_is_not_known_runs() -> None:
 
 
 def test_only_so_many_answered_requests_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.worker.core.REMEMBERED", 2)
+    monkeypatch.setattr("agent.worker.admission.REMEMBERED", 2)
     device = serving()
     for name in ("r1", "r2", "r3"):
         device.do(ev.ResultSeen(ev.RequestKey("m", name, KEY.input)))
