@@ -15,7 +15,7 @@ import pytest
 from agent.adapters.compute import gather
 from agent.adapters.store import BlobStore
 from agent.coordinator import events as cev
-from agent.coordinator.core import SETTLE_S
+from agent.coordinator.membership import SETTLE_S
 from agent.errors import StoreError, WireError
 from agent.transfer import Fetcher, Provider
 from agent.transfer import events as tr

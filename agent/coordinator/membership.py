@@ -3,7 +3,8 @@
 Rules: agents tell their status every 15 s, and one that was silent for `SILENT_S` is gone even if
 the broker, restarted or cut off, never published its last will; an old will cannot hide a new
 birth, because a status counts for its own session only; a device that could not prepare a plan of
-a model is not planned with for `EXCLUDE_S`.
+a model is not planned with for `EXCLUDE_S`; joins and changes count once the fleet was quiet for
+`SETTLE_S`.
 """
 
 from __future__ import annotations
@@ -16,18 +17,34 @@ from agent.wire.messages import runtime_of
 if TYPE_CHECKING:
     from agent.wire.messages import Status
 
+SETTLE_S = 0.5
 EXCLUDE_S = 30.0
 SILENT_S = 60.0
 CHANGED_RATIO = 1.5
 
 
 class Membership:
-    """The agents that are online, by device id."""
+    """The agents that are online, by device id.
+
+    `settled_at` is when plans are to be looked at again, if nothing happens until then.
+    """
 
     def __init__(self) -> None:
         self._members: dict[str, Member] = {}
         self._heard: dict[str, float] = {}
         self._excluded: dict[tuple[str, str], float] = {}
+        self.settled_at: float | None = None
+
+    def settle(self, now: float) -> None:
+        """Wait anew for the fleet to be quiet."""
+        self.settled_at = now + SETTLE_S
+
+    def has_settled(self, now: float) -> bool:
+        """Tell, once, that plans are to be looked at again."""
+        if self.settled_at is None or now < self.settled_at:
+            return False
+        self.settled_at = self.next_return(now)
+        return True
 
     def see(self, status: Status) -> bool:
         """Take a status; return whether plans must be looked at again."""
@@ -64,6 +81,8 @@ class Membership:
     def exclude(self, model: str, device: str, now: float) -> None:
         """Do not plan `model` with `device` for a while."""
         self._excluded[(model, device)] = now + EXCLUDE_S
+        if self.settled_at is None:
+            self.settled_at = self.next_return(now)
 
     def next_return(self, now: float) -> float | None:
         """Return when the next device that is held back may be planned with again."""

@@ -11,7 +11,8 @@ import pytest
 from agent.coordinator import CoordinatorCore
 from agent.coordinator import events as ev
 from agent.coordinator.calibration import PATIENCE_S
-from agent.coordinator.core import BUDGET_S, SETTLE_S
+from agent.coordinator.core import BUDGET_S
+from agent.coordinator.membership import SETTLE_S
 from agent.wire.calibration import Figures, Timing, Timings
 from agent.wire.messages import Calibrate, Calibrated, Status, runtime_of
 from tests.builders import only, ref

@@ -8,8 +8,9 @@ import msgspec
 
 from agent.coordinator import CoordinatorCore
 from agent.coordinator import events as ev
-from agent.coordinator.core import PREPARE_S, REMIND_S, RETAINED_S, SETTLE_S
-from agent.coordinator.membership import EXCLUDE_S, SILENT_S
+from agent.coordinator.core import RETAINED_S
+from agent.coordinator.membership import EXCLUDE_S, SETTLE_S, SILENT_S
+from agent.coordinator.offers import PREPARE_S, REMIND_S
 from agent.wire.messages import (
     Capacity,
     Deploy,
@@ -725,7 +726,7 @@ def test_a_device_that_serves_a_removed_model_is_told_again() -> None:
 
 def test_after_a_restart_a_device_with_a_new_life_has_joined() -> None:
     before = serving("a", "b")
-    header = before.core._deployments["m"].current
+    header = before.core._catalog.deployments["m"].current
     assert header is not None
     boss = Boss((PACKAGE, header.epoch))
     boss.do(ev.HeaderSeen(header))

@@ -333,6 +333,6 @@ class Referee:
                 self.fail(f"{agent.name} serves other plans than those announced")
         core = fleet.coordinator.core
         there = {agent.name for agent in fleet.agents()}
-        for model, deployment in core._deployments.items():
+        for model, deployment in core._catalog.deployments.items():
             if deployment.planned.keys() != there:
                 self.fail(f"{model} is planned for {sorted(deployment.planned)}, not {there}")

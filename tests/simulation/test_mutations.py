@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from agent.coordinator.catalog import Catalog
 from agent.coordinator.core import CoordinatorCore
 from agent.coordinator.membership import Membership
+from agent.coordinator.planning import Planning
 from agent.wire.messages import PlanHeader
 from agent.worker import core, endings
 from agent.worker import events as ev
@@ -164,15 +166,15 @@ def what_the_broker_lost_stays_lost(patch: Patch) -> None:
 
 
 def a_plan_is_announced_once_one_device_has_it(patch: Patch) -> None:
-    whole = CoordinatorCore._prepared_seen
+    whole = Planning.prepared_seen
 
-    def seen(core: CoordinatorCore, event: Any, now: float) -> list[Any]:
-        deployment = core._deployments.get(event.prepared.model)
+    def seen(planning: Planning, event: Any, now: float) -> list[Any]:
+        deployment = planning._catalog.get(event.prepared.model)
         if deployment is not None and event.prepared.ok:
             deployment.awaited.clear()
-        return whole(core, event, now)
+        return whole(planning, event, now)
 
-    patch.setattr(CoordinatorCore, "_prepared_seen", seen)
+    patch.setattr(Planning, "prepared_seen", seen)
 
 
 def a_loss_is_not_planned_around(patch: Patch) -> None:
@@ -181,7 +183,7 @@ def a_loss_is_not_planned_around(patch: Patch) -> None:
 
 
 def epochs_begin_again_with_a_new_disk(patch: Patch) -> None:
-    patch.setattr(CoordinatorCore, "_note_epoch", lambda *_: None)
+    patch.setattr(Catalog, "note_epoch", lambda *_: None)
 
 
 MUTATIONS: dict[Any, tuple[int, ...]] = {
