@@ -195,6 +195,15 @@ class PlanningConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = 10.0
 
 
+class DrillConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Whether this device takes part in failover tests."""
+
+    allowed: Annotated[
+        bool,
+        Meta(description="let `halomq drill` have this agent die, freeze or drop its link"),
+    ] = False
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings of one process."""
 
@@ -219,6 +228,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     store: StoreConfig = field(default_factory=StoreConfig)
     requests: RequestConfig = field(default_factory=RequestConfig)
     planning: PlanningConfig = field(default_factory=PlanningConfig)
+    drill: DrillConfig = field(default_factory=DrillConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +298,7 @@ def load_config(
 def _build(values: Mapping[str, object]) -> Config:
     """Return the structs of checked values, if they make sense together."""
     sections: dict[str, dict[str, Any]] = {
-        name: {} for name in ("broker", "runtime", "store", "requests", "planning")
+        name: {} for name in ("broker", "runtime", "store", "requests", "planning", "drill")
     }
     top: dict[str, Any] = {}
     for name, value in values.items():
@@ -310,6 +320,7 @@ def _build(values: Mapping[str, object]) -> Config:
         store=StoreConfig(**sections["store"]),
         requests=RequestConfig(**sections["requests"]),
         planning=PlanningConfig(**sections["planning"]),
+        drill=DrillConfig(**sections["drill"]),
     )
     has_password = broker.password is not None or broker.password_file is not None
     if has_password and broker.username is None:

@@ -126,6 +126,7 @@ RIGHTS = {
     f"{T}/device/alice/inbox": ("everybody", "alice"),
     f"{T}/device/pi-1/halo": ("pi-1 pi-2", "pi-1"),
     f"{T}/device/pi-2/halo": ("pi-1 pi-2", "pi-2"),
+    f"{T}/device/pi-1/drill": ("alice", "pi-1"),
     f"{T}/device/pi-1/echo": ("pi-1", "pi-1"),
     f"{T}/device/alice/echo": ("alice", "alice"),
     f"{T}/device/alice/response/1/2": ("pi-1 pi-2", "alice"),

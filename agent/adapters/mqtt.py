@@ -180,6 +180,11 @@ class Link:
                 break
         sock.close()
 
+    def drop(self, reason: str) -> None:
+        """End the connection as a fault would: without a DISCONNECT, so that the will is told."""
+        if self._client is not None:
+            self._lost(reason)
+
     def abandon(self) -> None:
         """End a connection that the broker does not answer; the next one speaks another version.
 

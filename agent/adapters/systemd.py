@@ -36,6 +36,11 @@ class Notifier:
         interval = int(usec) / MICROSECONDS / 2 if mine and usec.isdecimal() else 0.0
         return cls(environment.get("NOTIFY_SOCKET"), interval or None)
 
+    @property
+    def supervised(self) -> bool:
+        """Whether systemd runs this process, and so may start it again."""
+        return self._address is not None
+
     def ready(self) -> None:
         """Tell that the service serves."""
         self._send("READY=1")

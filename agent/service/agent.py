@@ -13,6 +13,7 @@ from agent.adapters.logs import log
 from agent.adapters.runtime import RuntimeOptions, check_providers
 from agent.adapters.store import BlobStore
 from agent.errors import HaloMQError, WireError, reason_of
+from agent.service import drills
 from agent.service.checks import check_header
 from agent.service.jobs import Jobs
 from agent.service.link_probe import LinkProbe
@@ -61,6 +62,7 @@ class AgentService(Member):
             limits.deadline_s,
             limits.max_in_flight,
             traces=limits.traces,
+            drills=config.drill.allowed,
         )
         self._pacer = Pacer(config.runtime.slowness, config.runtime.pace_lock)
         max_bytes = limits.max_payload_mb << 20
@@ -86,12 +88,15 @@ class AgentService(Member):
             "health": measure_health(),
             "plans": self._epochs,
             "drift": self._core.drift,
+            "drills": self.config.drill.allowed,
+            "supervised": self.notifier.supervised,
         }
 
     def connected(self, *, first: bool) -> None:
         """Subscribe to this device's own topics and all plans; measure the link, once."""
         if first:
-            own = (self.topics.inbox, self.topics.halo, self.topics.echo)
+            topics = self.topics
+            own = (topics.inbox, topics.halo, topics.echo, topics.drill)
             self.link.subscribe(*(topic(self.name) for topic in own), self.topics.plan("+"))
         if self._link_probe.done:
             self._tell_status()
@@ -164,6 +169,8 @@ class AgentService(Member):
                 self._handle(ev.PlanAnnounced(address.subject, header))
             case Kind.INBOX:
                 self._control(wire.decode_json(message.payload, wire.Control))
+            case Kind.DRILL:
+                self._handle(ev.DrillAsked(drills.read_drill(message)))
             case Kind.ECHO:
                 self._echoed(message.payload)
 
@@ -288,6 +295,8 @@ class AgentService(Member):
             ev.Unwatch: self._unwatch,
             ev.PlansChanged: self._plans_changed,
             ev.DriftChanged: lambda _: self._tell_status(),
+            ev.FailNow: lambda e: drills.fail(self, e.drill),
+            ev.TellDrilled: lambda e: drills.tell(self, e.sender, e.drilled),
             ev.Log: self._log,
         }
         performers[type(effect)](effect)

@@ -47,6 +47,7 @@ class Loop:
         self._running = True
         self._retry_at = 0.0
         self._retry_s = FIRST_RETRY_S
+        self._held_until = 0.0
         self._opened_at = 0.0
         self._misc_at = 0.0
 
@@ -58,6 +59,11 @@ class Loop:
         except OSError:
             # The buffer is full of wake-ups already, or the loop has ended.
             return
+
+    def drop(self, seconds: float) -> None:
+        """Drop the connection, and make none for `seconds`; only in the loop's own thread."""
+        self._held_until = self._clock() + seconds
+        self._link.drop(f"dropped for {seconds:g} s, as a drill asks")
 
     def stop(self) -> None:
         """End `run` after this turn; callable from any thread."""
@@ -94,7 +100,7 @@ class Loop:
         if isinstance(event, Connected):
             self._retry_s = FIRST_RETRY_S
         elif isinstance(event, Disconnected):
-            self._retry_at = self._clock() + self._retry_s
+            self._retry_at = max(self._clock() + self._retry_s, self._held_until)
             self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
 
     def _keep_connected(self, now: float) -> None:

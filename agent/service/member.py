@@ -145,6 +145,11 @@ class Member(ABC):
         """Publish a control message to an inbox."""
         self.publish(self.topics.inbox(device), wire.encode_json(message))
 
+    def drop_links(self, seconds: float) -> None:
+        """Drop both connections as a fault would, and make none for `seconds`."""
+        self.loop.drop(seconds)
+        self.transfer.drop(seconds)
+
     def publish_status(self) -> None:
         """Publish the retained status, unless on the way out."""
         if not self._is_leaving:

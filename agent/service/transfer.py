@@ -73,6 +73,11 @@ class _Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class _Drop:
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Skipped:
     """A chunk that could not be read: its reader asks again, and is told then what is wrong."""
 
@@ -132,6 +137,10 @@ class TransferService:
         """Hand over a control message about blobs; callable from any thread."""
         self._loop.post(message)
 
+    def drop(self, seconds: float) -> None:
+        """Drop the connection, and make none for `seconds`; callable from any thread."""
+        self._loop.post(_Drop(seconds))
+
     def on_link(self, event: LinkEvent) -> None:
         """Take an event of the bulk connection; nothing that arrives may end the thread."""
         try:
@@ -179,6 +188,8 @@ class TransferService:
                 self._apply(self._fetcher.cancel(ticket))
             case Want():
                 self._wanted(item)
+            case _Drop(seconds):
+                self._loop.drop(seconds)
             case _Skipped():
                 self._apply(self._provider.published())
             case Absent(digest, reason):

@@ -79,7 +79,8 @@ class Status(Struct, frozen=True):
     """Retained on a device's status topic; `session` tells one life of the process from another.
 
     The last will is the same message with `state` offline, so an old will cannot hide a new birth.
-    `drift` says how many times as long as predicted the steps of a model in `plans` take here.
+    `drift` says how many times as long as predicted the steps of a model in `plans` take here,
+    `drills` whether clients may have the agent fail, `supervised` whether systemd runs it.
     """
 
     device: DeviceId
@@ -91,6 +92,8 @@ class Status(Struct, frozen=True):
     health: Health | None = None
     plans: dict[str, int] = {}
     drift: dict[ModelName, Ratio] = {}
+    drills: bool = False
+    supervised: bool = False
     models: tuple[ModelState, ...] = ()
 
 

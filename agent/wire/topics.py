@@ -19,6 +19,7 @@ class Kind(Enum):
     INBOX = "inbox"
     HALO = "halo"
     ECHO = "echo"
+    DRILL = "drill"
     PLAN = "plan"
     INFER = "infer"
     RESULT = "result"
@@ -66,6 +67,14 @@ class Topics:
     def echo(self, device: str) -> str:
         """A device's messages to itself, by which it measures its link."""
         return f"{self.root}/device/{device}/echo"
+
+    def drill(self, device: str) -> str:
+        """JSON drills for one device, which only clients may write."""
+        return f"{self.root}/device/{device}/drill"
+
+    def response(self, client: str, reference: str) -> str:
+        """What agents tell a client of its drill `reference`, as JSON."""
+        return f"{self.root}/device/{client}/response/{reference}"
 
     def plan(self, model: str) -> str:
         """The retained JSON header of a model's current plan."""
@@ -124,5 +133,5 @@ class Topics:
         return None
 
 
-_PLAIN = {"device": ("status", "inbox", "halo", "echo"), "model": ("plan", "infer")}
+_PLAIN = {"device": ("status", "inbox", "halo", "echo", "drill"), "model": ("plan", "infer")}
 _PER_REQUEST = ("infer", "result", "trace")

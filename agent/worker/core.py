@@ -13,6 +13,7 @@ from agent.worker import events as ev
 from agent.worker.admission import Admission
 from agent.worker.calibration import Calibrations
 from agent.worker.drift import Drifts
+from agent.worker.drills import Drills
 from agent.worker.endings import Endings
 from agent.worker.plans import Plan, Plans
 from agent.worker.requests import RANK_DELAY_S, Request, State
@@ -30,7 +31,8 @@ class WorkerCore:
     """The worker of `device`; `session` names this life of its process.
 
     `deadline_s` is the deadline of a request that brings none, `max_in_flight` how many requests
-    of all models are admitted at a time, `traces` whether to tell what each request cost.
+    of all models are admitted at a time, `traces` whether to tell what each request cost, `drills`
+    whether clients may have this device fail.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class WorkerCore:
         max_in_flight: int = 16,
         *,
         traces: bool = True,
+        drills: bool = False,
     ) -> None:
         self._device = device
         self._forget_s = 2 * deadline_s
@@ -61,6 +64,7 @@ class WorkerCore:
         self._early = self._runs.early
         self._calibrations = Calibrations(device)
         self._drifts = Drifts()
+        self._drills = Drills(device, session, allowed=drills)
         self._busy = False
         self._leaving = False
 
@@ -83,7 +87,7 @@ class WorkerCore:
         """Return when a `Tick` is due at the latest."""
         timers = [self._timer_of(request) for request in self._requests.values()]
         timers += [self._timer_of(request) for request in self._unclaimed]
-        others = (self._early.next_expiry(), self._plans.lapses_at())
+        others = (self._early.next_expiry(), self._plans.lapses_at(), self._drills.lapses_at())
         return min([*timers, *(at for at in others if at is not None)], default=None)
 
     def _timer_of(self, request: Request) -> float:
@@ -99,7 +103,7 @@ class WorkerCore:
             self._busy = False
         effects = self._handler(event)(event, now)
         # The executor must not idle while pieces are sent.
-        return self._next_job() + effects
+        return self._drills.at(event, self._next_job() + effects, self._requests)
 
     def _handler(self, event: Event) -> Callable[[Any, float], list[Effect]]:
         if isinstance(event, ev.Fetched | ev.FetchFailed) and self._calibrations.owns(event.ticket):
@@ -113,6 +117,7 @@ class WorkerCore:
             ev.DecodeRefused: self._decode_refused,
             ev.Concluded: self._runs.concluded,
             ev.ResultSeen: self._result_seen,
+            ev.DrillAsked: self._drills.ask,
             ev.Tick: self._tick,
             ev.LeaveAsked: self._leave_asked,
             ev.CalibrationAsked: self._calibration_event,
@@ -292,7 +297,7 @@ class WorkerCore:
         return answered and not self._plans.preparing and not self._leaving
 
     def _tick(self, _event: ev.Tick, now: float) -> list[Effect]:
-        effects = self._plans.lapse(now)
+        effects = self._plans.lapse(now) + self._drills.lapse(now)
         for request in [*self._requests.values(), *self._unclaimed]:
             if now >= self._timer_of(request):
                 effects += self._overdue(request, now)

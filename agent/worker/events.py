@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agent.geometry import Region
     from agent.wire.calibration import Timing, Timings
+    from agent.wire.drill import Drill, Drilled
     from agent.wire.messages import (
         Answer,
         Calibrate,
@@ -228,6 +229,13 @@ class ProbeRan:
 
 
 @dataclass(frozen=True, slots=True)
+class DrillAsked:
+    """A client asks this device to fail at a point of a request."""
+
+    drill: Drill
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -260,6 +268,7 @@ Event = (
     | StepFailed
     | Concluded
     | ResultSeen
+    | DrillAsked
     | Tick
     | LeaveAsked
 )
@@ -454,6 +463,21 @@ class DriftChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class FailNow:
+    """The point of a drill is reached: fail as it says, before the effects that follow."""
+
+    drill: Drill
+
+
+@dataclass(frozen=True, slots=True)
+class TellDrilled:
+    """Tell the client `sender` how its drill goes."""
+
+    sender: str
+    drilled: Drilled
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Log one line about an event."""
 
@@ -486,5 +510,7 @@ Effect = (
     | PublishTrace
     | PlansChanged
     | DriftChanged
+    | FailNow
+    | TellDrilled
     | Log
 )

@@ -94,9 +94,9 @@ def serving(name: str = "a", **limits: float) -> Device:
     return device
 
 
-def running(name: str = "a", *, started: float = 0.0) -> Device:
+def running(name: str = "a", *, started: float = 0.0, **limits: float) -> Device:
     """Return a device that has decoded request r1 and computes its first step."""
-    device = serving(name)
+    device = serving(name, **limits)
     device.now = started
     device.ask()
     assert only(ev.Run, device.decoded())
@@ -118,9 +118,9 @@ def border(device: str, row: int, payload: bytes = PICTURE, epoch: int = 1) -> e
     return ev.PieceArrived(piece, len(piece.data))
 
 
-def concluding(*, started: float = 0.0) -> Device:
+def concluding(*, started: float = 0.0, drills: bool = False) -> Device:
     """Return the answering device with all that it needs for its answer."""
-    device, (header, programs) = running(started=started), plan()
+    device, (header, programs) = running(started=started, drills=drills), plan()
     device.finish(ev.Run(KEY, header.digest, 0, _input(device)), programs["a"])
     effects = device.do(border("a", 3))
     device.finish(only(ev.Run, effects)[0], programs["a"])
