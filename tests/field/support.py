@@ -10,6 +10,7 @@ import io
 import json
 import os
 import ssl
+import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
@@ -356,6 +357,19 @@ class Field:
             if name not in self.fleet.processes:
                 self.fleet.start(name)
         self.wait_online()
+
+
+def resume_broker(broker: LocalBroker) -> None:
+    """Start a broker that has ended, with the same port, configuration and state."""
+    with broker.log.open("ab") as log:
+        broker._process = subprocess.Popen(
+            broker._process.args,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            process_group=0,
+        )
+    assert broker._accepts()
 
 
 def field_of(fleet: ProcessFleet, folder: Path, name: str = "home") -> Field:

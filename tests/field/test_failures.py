@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -24,6 +23,7 @@ from tests.field.support import (
     answers,
     field_of,
     picture,
+    resume_broker,
     statuses_of,
     wait_until,
 )
@@ -309,8 +309,4 @@ def restart_broker(field: Field, how: signal.Signals) -> None:
     if how == signal.SIGKILL:
         # What an earlier test's broker saved is not there after a power cut in the field.
         (broker.log.parent / "mosquitto.db").unlink(missing_ok=True)
-    with broker.log.open("ab") as log:
-        broker._process = subprocess.Popen(
-            old.args, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-    assert broker._accepts()
+    resume_broker(broker)

@@ -1,0 +1,1 @@
+"""Real faults on real processes, under a steady load: `make chaos`."""
