@@ -6,12 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo rig test lint clean
+.PHONY: help install demo rig chaos test lint clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [ARGS='--devices 2']  see four agents share one CNN"
 	@echo "make rig [ARGS='--devices 8']   measure a fleet of emulated devices (Linux, as root)"
+	@echo "make chaos [ARGS='--seconds 60'] break a fleet under load, and count what is lost (Linux)"
 	@echo "make install                    .venv/bin/halomq, and nothing else"
 	@echo "make test                       all checks and tests"
 	@echo "make lint                       ruff and mypy alone"
@@ -26,6 +27,10 @@ demo: install
 rig: install
 	@.ci/setup rig
 	$(BIN)/python -m benchmarks.rig $(ARGS)
+
+chaos: $(VENV)/.installed-dev
+	@.ci/setup rig
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 test: lint
 	@.ci/setup tests

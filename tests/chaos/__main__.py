@@ -25,6 +25,7 @@ from agent.errors import HaloMQError
 from tests.chaos.director import Director
 from tests.chaos.faults import FAULTS
 from tests.chaos.load import Load
+from tests.chaos.machine import ALONE, MemoryGroup, alone, why_not_alone
 from tests.chaos.report import failed, figures, tables, window_of
 from tests.chaos.site import Site
 from tests.field.support import Reference
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     asked = _parser().parse_args(arguments)
     console = Console(stderr=True)
+    asked.faults = _possible(asked, console)
+    if any(FAULTS[kind].needs == "namespaces" for kind in asked.faults):
+        alone(sys.argv[1:] if arguments is None else arguments)
     try:
         with _folder(asked.folder) as folder:
             told = run(asked, folder, console)
@@ -73,7 +77,7 @@ def run(asked: argparse.Namespace, folder: Path, console: Console) -> dict[str, 
         console.print(f"[{time.monotonic() - began:6.1f} s] {text}", highlight=False)
 
     tell(f"seed {seed}; starting {asked.devices} agents in {folder}")
-    with Site(folder, asked.devices) as site:
+    with Site(folder, asked.devices, alone=asked.alone) as site:
         field = site.field
         field.wait_online()
         field.deploy(model)
@@ -106,6 +110,7 @@ def run(asked: argparse.Namespace, folder: Path, console: Console) -> dict[str, 
         "seconds": asked.seconds,
         "devices": asked.devices,
         **told,
+        "killed_by_kernel": site.killed_by_kernel,
         "whole": whole,
         "ended": site.ended,
         "examples": _examples(load, began),
@@ -137,6 +142,22 @@ def _folder(kept: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
+def _possible(asked: argparse.Namespace, console: Console) -> list[str]:
+    """Return the faults that can be here; say why others cannot."""
+    lacks = {} if asked.alone else {"namespaces": why_not_alone()}
+    lacks["groups"] = MemoryGroup.why_not()
+    possible = []
+    for kind in asked.faults:
+        reason = lacks.get(FAULTS[kind].needs or "")
+        if reason is None:
+            possible.append(kind)
+        elif not asked.alone:
+            console.print(f"skipped {kind}: {reason}")
+    if not possible:
+        raise SystemExit(2)
+    return possible
+
+
 def _kinds(text: str) -> list[str]:
     kinds = text.split(",")
     unknown = [kind for kind in kinds if kind not in FAULTS]
@@ -160,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rate", type=float, default=4.0, help="requests a second")
     add("--deadline", type=float, default=10.0, help="seconds that a request may take")
     add("--folder", type=Path, help="keep files and logs here, where they are otherwise removed")
+    add(ALONE, action="store_true", help=argparse.SUPPRESS)
     add("--json", action="store_true", help="figures for programs")
     return parser
 

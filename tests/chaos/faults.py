@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import TYPE_CHECKING, Literal
 
+from tests.chaos.machine import MemoryGroup, grant_memory, refuse_memory
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from random import Random
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     Undo = Callable[[], None]
 
 Target = Literal["agent", "coordinator", "broker"]
+Need = Literal["namespaces", "groups"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Fault:
     """A kind of fault: `strike` begins it on a victim and returns how it is ended.
 
     `hold_s` is the range of its length. `returns`: service is interrupted until the end of the
-    fault, so recovery counts from there.
+    fault, so recovery counts from there. `needs` is what of tests/chaos/machine.py it takes.
     """
 
     kind: str
@@ -30,6 +33,7 @@ class Fault:
     hold_s: tuple[float, float]
     strike: Callable[[Site, str, Random], Undo]
     returns: bool = False
+    needs: Need | None = None
 
 
 def _kill(site: Site, victim: str, _random: Random) -> Undo:
@@ -75,6 +79,49 @@ def _half_close(site: Site, victim: str, _random: Random) -> Undo:
     return site.proxies[victim].heal
 
 
+def _pull(site: Site, victim: str, _random: Random) -> Undo:
+    site.cables[victim].pull()
+    return site.cables[victim].plug
+
+
+def _fill(site: Site, victim: str, _random: Random) -> Undo:
+    site.disks[victim].fill()
+    return site.disks[victim].empty
+
+
+def _out_of_memory(site: Site, victim: str, _random: Random) -> Undo:
+    group = MemoryGroup(victim)
+    site.excused.add(victim)
+    process = site.fleet.processes[victim]
+    if process.poll() is None:
+        group.take(process.pid)
+
+    def undo() -> None:
+        if group.killed:
+            site.killed_by_kernel += 1
+        else:
+            site.excused.discard(victim)
+        group.remove()
+
+    return undo
+
+
+def _no_memory(site: Site, victim: str, _random: Random) -> Undo:
+    process = site.fleet.processes[victim]
+    if process.poll() is not None:
+        return lambda: None
+    # To end is one way to cope with it.
+    site.excused.add(victim)
+    refuse_memory(process.pid)
+
+    def undo() -> None:
+        site.tend()
+        site.excused.discard(victim)
+        grant_memory(process.pid)
+
+    return undo
+
+
 def _broker(how: Signals, *, keeps_state: bool) -> Callable[[Site, str, Random], Undo]:
     def strike(site: Site, _victim: str, _random: Random) -> Undo:
         site.end_broker(how)
@@ -95,9 +142,20 @@ FAULTS: dict[str, Fault] = {
         Fault("stall", "agent", (0.5, 6.0), _stall),
         Fault("cut", "agent", (0.0, 4.0), _cut),
         Fault("half-close", "agent", (0.5, 4.0), _half_close),
+        Fault("link-down", "agent", (0.5, 8.0), _pull, needs="namespaces"),
+        Fault("link-down-long", "agent", (16.0, 20.0), _pull, needs="namespaces"),
+        Fault("disk-full", "agent", (4.0, 10.0), _fill, needs="namespaces"),
+        Fault("out-of-memory", "agent", (3.0, 5.0), _out_of_memory, needs="groups"),
+        Fault("no-memory", "agent", (1.0, 4.0), _no_memory),
         Fault("coordinator", "coordinator", (0.5, 6.0), _kill),
-        Fault("broker-restart", "broker", (0.2, 3.0), _broker(SIGTERM, keeps_state=True), True),
-        Fault("broker-kill", "broker", (0.2, 3.0), _broker(SIGKILL, keeps_state=True), True),
-        Fault("broker-lost", "broker", (0.2, 3.0), _broker(SIGKILL, keeps_state=False), True),
+        Fault(
+            "broker-restart", "broker", (0.2, 3.0), _broker(SIGTERM, keeps_state=True), returns=True
+        ),
+        Fault(
+            "broker-kill", "broker", (0.2, 3.0), _broker(SIGKILL, keeps_state=True), returns=True
+        ),
+        Fault(
+            "broker-lost", "broker", (0.2, 3.0), _broker(SIGKILL, keeps_state=False), returns=True
+        ),
     )
 }

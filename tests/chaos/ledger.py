@@ -1,8 +1,9 @@
 """What became of each request: the accounting of a run, from which all figures are made.
 
 Rules of the file: no clock, no connection; whoever sends and receives says so, with the time in
-seconds. A request *counts* once the broker has acknowledged it. A copy of an answer, byte for byte,
-is one answer that MQTT delivered twice (QoS 1 allows that); any other second answer is a duplicate,
+seconds. A request *counts* once the broker has acknowledged it. MQTT delivers at least once, and a
+device that was cut off can repeat what another one has answered meanwhile: an answer that says what
+the first one said is the same answer, delivered again. One that says something else is a duplicate,
 but for one that the client itself has asked for by sending the request again.
 """
 
@@ -14,7 +15,10 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Entry:
-    """One request; `verdicts` holds "exact", "wrong" or an error's code for each answer."""
+    """One request; `verdicts` are what its answers said: "exact", "wrong" or an error's code.
+
+    `copies` came byte for byte again, `repeats` said the same in other words (of other devices).
+    """
 
     picture: int
     sent: float
@@ -22,8 +26,9 @@ class Entry:
     sendings: int = 1
     answered: float | None = None
     verdicts: list[str] = field(default_factory=list)
-    payloads: list[bytes] = field(default_factory=list)
+    payloads: set[bytes] = field(default_factory=set)
     copies: int = 0
+    repeats: int = 0
 
     @property
     def latency_s(self) -> float | None:
@@ -66,7 +71,10 @@ class Ledger:
         if payload in entry.payloads:
             entry.copies += 1
             return
-        entry.payloads.append(payload)
+        entry.payloads.add(payload)
+        if verdict in entry.verdicts:
+            entry.repeats += 1
+            return
         entry.verdicts.append(verdict)
         if entry.answered is None:
             entry.answered = now
@@ -104,7 +112,7 @@ class Ledger:
             "wrong": len(self.wrong()),
             "duplicated": len(self.duplicated()),
             "refused": sum(entry.accepted is None and not entry.verdicts for entry in entries),
-            "delivered_twice": sum(entry.copies for entry in entries),
+            "delivered_again": sum(entry.copies for entry in entries),
+            "repeated": sum(entry.repeats for entry in entries),
             "sent_again": sum(entry.sendings - 1 for entry in entries),
-            "answered_again": sum(1 < len(entry.verdicts) <= entry.sendings for entry in entries),
         }

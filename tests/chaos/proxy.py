@@ -39,7 +39,6 @@ class Proxy:
         self._up, self._down = Direction(), Direction()
         self._clients: set[asyncio.StreamWriter] = set()
         self._brokers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._refuses = False
         # Bound here: where a thread of a namespace makes a socket decides where it listens.
         self._socket = socket.create_server((host, 0))
@@ -91,7 +90,7 @@ class Proxy:
             self._up.open.clear()
             for writer in self._clients:
                 with suppress(OSError):
-                    writer.write_eof()
+                    writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
 
         self._do(change)
 
@@ -138,10 +137,11 @@ class Proxy:
             writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._clients.add(client)
         self._brokers.add(broker)
+        ways = (_forward(reader, broker, self._up), _forward(answers, client, self._down))
         try:
-            await asyncio.gather(
-                _forward(reader, broker, self._up), _forward(answers, client, self._down)
-            )
+            # Cancelled when the proxy ends, which the server would tell as a failure.
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(*ways)
         finally:
             self._clients.discard(client)
             self._brokers.discard(broker)
@@ -171,7 +171,7 @@ async def _forward(
             due, content = await way.get()
             await asyncio.sleep(max(0.0, due - loop.time()))
             await direction.open.wait()
-            if not content:
+            if not content or target.transport.is_closing():
                 break
             target.write(content)
             await target.drain()

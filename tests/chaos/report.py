@@ -64,9 +64,9 @@ def failed(told: dict[str, Any]) -> list[str]:
 
 def tables(told: dict[str, Any]) -> Iterable[Table]:
     """Yield figures for people."""
-    counts = Table("sent", "exact", "errors", *MUST_BE_ZERO, "delivered twice", "sent again")
+    counts = Table("sent", "exact", "errors", *MUST_BE_ZERO, "delivered again", "repeated")
     errors = ", ".join(f"{code} {count}" for code, count in told["errors"].items()) or "0"
-    names = (*MUST_BE_ZERO, "delivered_twice", "sent_again")
+    names = (*MUST_BE_ZERO, "delivered_again", "repeated")
     counts.add_row(
         str(told["sent"]), str(told["exact"]), errors, *(str(told[name]) for name in names)
     )

@@ -4,34 +4,54 @@ from __future__ import annotations
 
 import signal
 import time
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self
+from contextlib import ExitStack, nullcontext
+from typing import TYPE_CHECKING, Any, Self
 
 from agent.adapters.fleet import ProcessFleet
 from agent.adapters.local_broker import LocalBroker
 from agent.config import BrokerConfig, Config
+from tests.chaos.machine import Cable, Disk
 from tests.chaos.proxy import Proxy
 from tests.field.support import NOMINAL, Field, resume_broker
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 RESTART_S = 0.5  # systemd/halomq-agent.service waits as well
 
 
+class CabledFleet(ProcessFleet):
+    """A fleet whose agents are at the far ends of `cables`, those that have one."""
+
+    def __init__(self, cables: Mapping[str, Cable], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._cables = cables
+
+    def start(self, name: str) -> None:
+        """Start the agent or coordinator `name` (again)."""
+        cable = self._cables.get(name)
+        with cable.place.inside() if cable else nullcontext():
+            super().start(name)
+
+
 class Site:
     """A broker, a coordinator and `devices` agents in `folder`; a context manager.
 
     It restarts what ends, as systemd does, unless a fault holds it down; `ended` tells what ended
-    with no fault that explains it.
+    with no fault that explains it. Where this program is `alone` in its namespaces, each agent has
+    a cable and a disk of its own.
     """
 
-    def __init__(self, folder: Path, devices: int) -> None:
+    def __init__(self, folder: Path, devices: int, *, alone: bool = False) -> None:
         self.folder = folder
         self.ended: list[str] = []
         self.held: set[str] = set()
         self.excused: set[str] = set()
+        self.killed_by_kernel = 0
+        self.cables: dict[str, Cable] = {}
+        self.disks: dict[str, Disk] = {}
         self._restart_at: dict[str, float] = {}
         self._stack = ExitStack()
         with ExitStack() as stack:
@@ -40,8 +60,15 @@ class Site:
             )
             target = (self.broker.host, self.broker.port)
             names = [f"device-{number + 1}" for number in range(devices)]
-            self.proxies = {name: stack.enter_context(Proxy(LOOPBACK, target)) for name in names}
-            self.fleet = ProcessFleet(
+            if alone:
+                for number, name in enumerate(names, start=1):
+                    self.cables[name] = stack.enter_context(Cable(number))
+                    self.disks[name] = stack.enter_context(Disk(folder / name))
+            self.proxies = {
+                name: stack.enter_context(Proxy(self._host(name), target)) for name in names
+            }
+            self.fleet = CabledFleet(
+                self.cables,
                 folder,
                 devices,
                 broker=self.broker,
@@ -57,10 +84,15 @@ class Site:
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(self.fleet)
+        try:
+            self._stack.enter_context(self.fleet)
+        except BaseException:
+            self._stack.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        # What is stopped cannot end politely.
         for name in list(self.fleet.processes):
             self.send(name, signal.SIGCONT)
         self._stack.close()
@@ -75,6 +107,10 @@ class Site:
         """The fleet as the field tests see it."""
         broker = BrokerConfig(host=self.broker.host, port=self.broker.port)
         return Field(self.fleet, self.folder, Config(broker=broker))
+
+    def _host(self, name: str) -> str:
+        cable = self.cables.get(name)
+        return LOOPBACK if cable is None else cable.address
 
     def send(self, name: str, what: signal.Signals) -> None:
         """Send a signal to a process, if it runs."""
