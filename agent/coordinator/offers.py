@@ -43,12 +43,14 @@ def offer(
 ) -> PlanHeader:
     """Make `plan` the offer of a deployment under a new epoch; return its header."""
     current, before = deployment.current, deployment.sessions
-    deployment.epoch += 1
     stayed = {
         device
         for device in (current.devices if current else ())
         if device in sessions and before.get(device, sessions[device]) == sessions[device]
     }
+    # Whoever was offered a plan watches requests from then on, announced or not.
+    watched = deployment.epoch > 0
+    deployment.epoch += 1
     header = PlanHeader(
         epoch=deployment.epoch,
         coordinator=coordinator,
@@ -58,7 +60,7 @@ def offer(
         programs=plan.programs,
         manifest=deployment.package.manifest,
         source=coordinator,
-        joined=_joined(deployment, plan.devices, stayed, now) if current else (),
+        joined=_joined(deployment, plan.devices, stayed, now) if watched else (),
         predicted_ms=plan.predicted_ms,
     )
     deployment.offered = header

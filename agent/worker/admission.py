@@ -51,7 +51,7 @@ class Admission:
     def admit(self, event: RequestArrived, now: float) -> tuple[Request | None, list[Effect]]:
         """Take a request that arrived; return it if it is to start, and what is to be done."""
         key = RequestKey(event.model, event.request or "", event.input)
-        if key in self._requests or not self._plans.watches(event.model):
+        if key in self._requests or not self._plans.admits(event.model):
             return None, []
         if event.redelivered and (key in self._recent or key in self.unclaimed):
             return None, []

@@ -102,8 +102,13 @@ class WorkerCore:
         if isinstance(event, ev.JobEnded):
             self._busy = False
         effects = self._handler(event)(event, now)
+        if self._plans.removed:
+            effects += self._plans.ended(self._in_flight())
         # The executor must not idle while pieces are sent.
         return self._drills.at(event, self._next_job() + effects, self._requests)
+
+    def _in_flight(self) -> set[str]:
+        return {request.key.model for request in [*self._requests.values(), *self._unclaimed]}
 
     def _handler(self, event: Event) -> Callable[[Any, float], list[Effect]]:
         if isinstance(event, ev.Fetched | ev.FetchFailed) and self._calibrations.owns(event.ticket):
@@ -136,16 +141,16 @@ class WorkerCore:
 
     def _plan_event(self, event: PlanEvent, now: float) -> list[Effect]:
         before = dict(self._plans.active)
-        effects = self._change_plans(event, now)
-        removed = isinstance(event, ev.PlanAnnounced) and event.header is None
-        if isinstance(event, ev.PlanAnnounced) and removed:
+        effects: list[Effect] = []
+        if isinstance(event, ev.PlanAnnounced) and event.header is None:
+            # Whose turn it is to tell, the plan says that is about to be forgotten.
+            effects += self._give_up_all(event.model, now)
             effects += self._calibrations.forget(event.model)
+        effects += self._change_plans(event, now)
         for model in sorted(before.keys() | self._plans.active.keys()):
             active, old = self._plans.active.get(model), before.get(model)
-            if old is active:
+            if old is active or (active is None and not self._plans.admits(model)):
                 continue
-            if removed and old is not None and self._endings.answers(old):
-                effects += self._refuse_all(model, now)
             effects += self._switch(model, active, now)
         return effects + self._drop_unwatched(event, now)
 
@@ -203,16 +208,15 @@ class WorkerCore:
             effects += self._admission.claim_all(model, now)
         return effects
 
-    def _refuse_all(self, model: str, now: float) -> list[Effect]:
+    def _give_up_all(self, model: str, now: float) -> list[Effect]:
         failure = Failure("model", "the model was removed while the request was in flight")
-        unanswered = [
-            request
-            for request in self._requests.values()
-            if request.key.model == model and request.state is not State.ANSWERED
-        ]
-        nameless = self._unclaimed.take(lambda name: name == model)
-        unanswered += [self._admission.named(r) for r in nameless if r.state is State.WAITING]
-        return [effect for r in unanswered for effect in self._endings.publish(r, failure, now)]
+        ended = (State.ANSWERED, State.FAILED)
+        effects: list[Effect] = []
+        for request in [*self._requests.values(), *self._unclaimed]:
+            if request.key.model == model and request.state not in ended:
+                named = request if request.key.request else self._admission.named(request)
+                effects += self._endings.give_up(named, failure, now, now)
+        return effects
 
     def _leave_asked(self, _event: ev.LeaveAsked, _now: float) -> list[Effect]:
         self._leaving = True

@@ -63,13 +63,17 @@ class Plan:
 
 
 class Plans:
-    """The active and the pending plan of each model on device `device`."""
+    """The active and the pending plan of each model on device `device`.
+
+    `removed` are models that are deployed no more, whose results are watched all the same.
+    """
 
     def __init__(self, device: str) -> None:
         self._device = device
         self.active: dict[str, Plan] = {}
         self._pending: dict[str, Plan] = {}
         self._standby: dict[str, Standby] = {}
+        self.removed: set[str] = set()
 
     @property
     def preparing(self) -> bool:
@@ -182,17 +186,28 @@ class Plans:
         return [log, told, *self._give_up(plan.header.model)]
 
     def remove(self, model: str) -> list[Effect]:
-        """Forget a model that is no longer deployed."""
-        watched = self.watches(model)
+        """Forget a model that is no longer deployed; its results are watched until `ended`."""
+        if self.watches(model):
+            self.removed.add(model)
         standby = self._standby.pop(model, None)
         pending = self._pending.pop(model, None)
         effects: list[Effect] = [CancelFetch(f"{model}/standby")] if standby else []
         effects += _cancel(pending) if pending else []
-        return [*effects, *self._end(model), *([Unwatch(model)] if watched else [])]
+        return [*effects, *self._end(model)]
+
+    def ended(self, in_flight: set[str]) -> list[Effect]:
+        """Watch removed models no longer, unless they are deployed again or `in_flight`."""
+        ended = sorted(self.removed - in_flight)
+        self.removed &= in_flight
+        return [Unwatch(model) for model in ended if not self.admits(model)]
+
+    def admits(self, model: str) -> bool:
+        """Tell whether this device takes on a model's requests."""
+        return model in self.active or model in self._pending or model in self._standby
 
     def watches(self, model: str) -> bool:
         """Tell whether this device subscribes to a model's requests and results."""
-        return model in self.active or model in self._pending or model in self._standby
+        return self.admits(model) or model in self.removed
 
     def header(self, model: str) -> PlanHeader | None:
         """Return the header of the plan that serves a model, else of the one being prepared."""

@@ -366,6 +366,15 @@ def test_devices_that_joined_are_named_in_the_plan() -> None:
     assert header.joined == ("c",)
 
 
+def test_all_have_joined_a_model_that_was_removed_before() -> None:
+    # Devices that were offered the plan before may have requests which the others lack.
+    boss = serving("a", "b")
+    boss.do(ev.RemoveAsked(Remove("alice", "9", "m")))
+    boss.deploy()
+    boss.do(computed("ab"))
+    assert offers(boss.done)[-1].joined == ("a", "b")
+
+
 def test_a_joined_device_does_not_disturb_while_the_plan_is_made() -> None:
     boss = serving("a", "b")
     boss.online("c")

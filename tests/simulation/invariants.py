@@ -143,6 +143,12 @@ class Referee:
         key = ev.RequestKey(event.model, event.request or "", event.input)
         if key in core._requests or key in core._unclaimed:
             asked.holders.append(agent)
+        plan = core._plans.active.get(event.model)
+        answers = plan is not None and plan.header.devices[0] == agent.name
+        bound = self._fleet.limits.max_in_flight
+        is_new = key in core._requests and core._requests[key].arrived == agent.clock()
+        if answers and is_new and core.in_flight > bound:
+            self.fail(f"{agent.name} takes {event.request} on, more than its bound")
 
     def result_seen(self, agent: Agent, key: ev.RequestKey) -> None:
         """Note that an agent knows a request to be answered."""
@@ -211,9 +217,6 @@ class Referee:
 
     def missing(self, asked: Asked) -> bool:
         """Whether a request lacks an answer."""
-        if self._removed_at.get(asked.model, -1e9) > asked.at - REMOVAL_S:
-            # Who has a request of a model that is removed may never learn who else had it.
-            return False
         kept = Counter(agent.session for agent in asked.holders if agent.alive)
         most = max(kept.values(), default=0)
         return len(asked.given) < min(asked.copies, asked.accepted, most)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from agent.coordinator import offers
 from agent.coordinator.catalog import Catalog
 from agent.coordinator.core import CoordinatorCore
 from agent.coordinator.membership import Membership
@@ -182,6 +183,19 @@ def a_loss_is_not_planned_around(patch: Patch) -> None:
     patch.setattr(CoordinatorCore, "_is_outdated", lambda *_: False)
 
 
+def who_joined_is_told_once(patch: Patch) -> None:
+    patch.setattr(offers, "JOINED_S", 0.0)
+
+
+def requests_are_admitted_without_a_bound(patch: Patch) -> None:
+    patch.setattr(Admission, "_admitted", lambda *_: 1 << 30)
+
+
+def a_removed_model_is_watched_no_more(patch: Patch) -> None:
+    whole = Plans.ended
+    patch.setattr(Plans, "ended", lambda plans, _in_flight: whole(plans, set()))
+
+
 def epochs_begin_again_with_a_new_disk(patch: Patch) -> None:
     patch.setattr(Catalog, "note_epoch", lambda *_: None)
 
@@ -189,6 +203,9 @@ def epochs_begin_again_with_a_new_disk(patch: Patch) -> None:
 MUTATIONS: dict[Any, tuple[int, ...]] = {
     a_loss_is_not_planned_around: (0, 1),
     a_new_plan_does_not_start_requests_again: (63, 70),
+    a_removed_model_is_watched_no_more: (263, 299),
+    requests_are_admitted_without_a_bound: (75, 218),
+    who_joined_is_told_once: (1829,),
     a_plan_is_announced_once_one_device_has_it: (0,),
     an_announced_plan_leaves_the_old_one_serving: (30, 71),
     an_old_will_ends_a_new_life: (638,),

@@ -628,6 +628,28 @@ def test_a_removed_model_ends_its_requests_with_an_error() -> None:
     assert (answer.error.code, answer.elapsed_ms) == ("model", 2000.0)
     assert "removed" in answer.error.text
     assert not device.core.serving
+    assert only(ev.Unwatch, device.do(ev.ResultSeen(KEY))) == [ev.Unwatch("m")]
+
+
+def test_where_the_first_device_is_silent_another_tells_of_the_removal() -> None:
+    device = running("b", started=10.0)
+    device.now = 12.0
+    effects = device.do(ev.PlanAnnounced("m", None))
+    assert (answers(effects), only(ev.Unwatch, effects)) == ([], [])
+    device.now += RANK_DELAY_S
+    (answer,) = answers(device.do(ev.Tick()))
+    assert answer.error is not None
+    assert answer.error.code == "model"
+
+
+def test_requests_without_an_id_end_with_a_removed_model() -> None:
+    device = serving("b")
+    device.ask(None)
+    assert answers(device.do(ev.PlanAnnounced("m", None))) == []
+    device.now += RANK_DELAY_S
+    (answer,) = answers(device.do(ev.Tick()))
+    assert answer.error is not None
+    assert answer.error.code == "model"
 
 
 def test_removing_another_model_changes_nothing() -> None:

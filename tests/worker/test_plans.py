@@ -282,11 +282,29 @@ def test_a_removed_model_is_forgotten() -> None:
     plans, plan = serving(5)
     effects = plans.remove("m")
     assert plans.active == {}
-    assert {type(effect) for effect in effects} == {ev.Unload, ev.PlansChanged, ev.Unwatch}
+    assert {type(effect) for effect in effects} == {ev.Unload, ev.PlansChanged}
     assert only(ev.PlansChanged, effects)[-1] == ev.PlansChanged({}, frozenset())
     # What comes after is a new deployment, whatever its epoch.
     assert only(ev.Fetch, plans.offer(header(1), announced=False)) != []
     assert plan.epoch == 5
+
+
+def test_a_removed_model_is_watched_until_its_requests_have_ended() -> None:
+    plans, _ = serving(5)
+    plans.remove("m")
+    assert plans.watches("m")
+    assert not plans.admits("m")
+    assert plans.ended({"m"}) == []
+    assert plans.ended({"other"}) == [ev.Unwatch("m")]
+    assert plans.ended(set()) == []
+
+
+def test_a_removed_model_that_is_deployed_again_stays_watched() -> None:
+    plans, _ = serving(5)
+    plans.remove("m")
+    assert only(ev.Watch, plans.offer(header(1), announced=False)) == []
+    assert plans.ended(set()) == []
+    assert plans.watches("m")
 
 
 def test_removing_a_model_stops_its_preparation() -> None:
