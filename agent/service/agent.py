@@ -19,6 +19,7 @@ from agent.service.jobs import Jobs
 from agent.service.link_probe import LinkProbe
 from agent.service.loop import monotonic
 from agent.service.member import Member
+from agent.service.outbox import Outbox
 from agent.service.pacing import Pacer
 from agent.service.probes import ProbeJobs
 from agent.service.transfer import FetchBroken, FetchDone
@@ -72,6 +73,7 @@ class AgentService(Member):
         self._executor = self.executor("executor")
         self._disk = self.executor("loader")
         self._link_probe = LinkProbe()
+        self._outbox = Outbox(self._publish_answer, self._send_echo, limits.max_in_flight)
         self._capacity: wire.Capacity | None = None
         self._programs: dict[str, Program] = {}
         self._epochs: dict[str, int] = {}
@@ -98,6 +100,8 @@ class AgentService(Member):
             topics = self.topics
             own = (topics.inbox, topics.halo, topics.echo, topics.drill)
             self.link.subscribe(*(topic(self.name) for topic in own), self.topics.plan("+"))
+        else:
+            self._outbox.reconnected()
         if self._link_probe.done:
             self._tell_status()
         else:
@@ -159,8 +163,10 @@ class AgentService(Member):
             case Kind.INFER:
                 self._request(address, message)
             case Kind.RESULT:
-                key = wire.decode_answer(message.payload, wire.AnswerKey)
-                self._handle(ev.ResultSeen(ev.RequestKey(address.subject, key.request, key.input)))
+                told = wire.decode_answer(message.payload, wire.AnswerKey)
+                key = ev.RequestKey(address.subject, told.request, told.input)
+                self._outbox.seen(key)
+                self._handle(ev.ResultSeen(key))
             case Kind.PLAN:
                 header = None
                 if message.payload:
@@ -181,7 +187,11 @@ class AgentService(Member):
         if payload is not None:
             self.publish(self.topics.echo(self.name), payload, qos=0)
 
+    def _send_echo(self, payload: bytes) -> None:
+        self.publish(self.topics.echo(self.name), payload)
+
     def _echoed(self, payload: bytes) -> None:
+        self._outbox.echoed(payload)
         if self._link_probe.done:
             return
         self._link_probe.take(payload, monotonic())
@@ -281,7 +291,7 @@ class AgentService(Member):
             ev.ReadProbes: self._read_probes,
             ev.RunProbe: self._run_probe,
             ev.KeepTimings: self._keep_timings,
-            ev.PublishAnswer: self._publish_answer,
+            ev.PublishAnswer: self._outbox.take,
             ev.PublishTrace: self._publish_trace,
             ev.Republish: self._republish,
             ev.Tell: self._tell,
