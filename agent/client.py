@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from agent.adapters.mqtt import HANDSHAKE_S, Connected, Disconnected, Link, Received
+from agent.adapters.mqtt import HANDSHAKE_S, Acknowledged, Connected, Disconnected, Link, Received
 from agent.adapters.store import MemoryBlobs
 from agent.config import BrokerConfig, Config
 from agent.errors import BrokerError, ConfigError, FleetError, WireError
 from agent.service.transfer import TransferService
+from agent.unanswered import Question, Unanswered
 from agent.wire import messages as wire
 from agent.wire.topics import NAME, Topics
 
@@ -66,6 +67,8 @@ class Client:
         self._topics = Topics(self._config.fleet)
         self._link = Link(f"halomq-{self._config.fleet}-{self.name}-{secrets.token_hex(3)}", broker)
         self._received: list[Received] = []
+        self._unanswered = Unanswered()
+        self._is_refused = False
 
     def __enter__(self) -> Self:
         self._open()
@@ -140,12 +143,10 @@ class Client:
         name = f"{self.name}-{secrets.token_hex(4)}"
         topics = [self._topics.result(_checked(model, "model name"), name)]
         self._link.subscribe(*topics, *([self._topics.trace(model, name)] if traces else []))
-        self._link.publish(
-            self._topics.infer(model, name, tensors=tensors),
-            payload,
-            content_type=content_type,
-            expires_s=timeout_s,
-        )
+        topic = self._topics.infer(model, name, tensors=tensors)
+        question = Question(topic, payload, content_type, time.monotonic() + timeout_s)
+        self._ask(question)
+        self._unanswered.add(name, question)
         return name
 
     def answer(self, model: str, name: str, timeout_s: float = 30.0) -> Answer:
@@ -158,6 +159,7 @@ class Client:
         try:
             payload = self._wait(lambda: self._take(topic), timeout_s)
         finally:
+            self._unanswered.remove(name)
             self._link.unsubscribe(topic)
         if payload is None:
             known = [header.model for header in self.plans()]
@@ -339,9 +341,10 @@ class Client:
         return result
 
     def _pump(self, timeout_s: float) -> None:
-        if self._link.socket is None:
-            # A client that was idle for long sent no pings meanwhile, so the broker hung up.
-            self._open()
+        if self._link.socket is None and not self._reopen(timeout_s):
+            return
+        for question in self._unanswered.take_due(time.monotonic()):
+            self._ask(question)
         sockets = [sock] if (sock := self._link.socket) else []
         writers = sockets if self._link.wants_write else []
         readable, writable, _ = select.select(sockets, writers, [], timeout_s)
@@ -352,15 +355,37 @@ class Client:
         self._link.keep_alive()
         self._take_events()
 
+    def _reopen(self, timeout_s: float) -> bool:
+        """Connect again, also after a long silence, in which a client sends no pings."""
+        try:
+            self._open()
+        except BrokerError:
+            # Who waits for answers can wait for the broker.
+            if self._is_refused or not self._unanswered:
+                raise
+            time.sleep(timeout_s)
+        return self._link.connected
+
+    def _ask(self, question: Question) -> None:
+        left = max(0.0, question.deadline - time.monotonic())
+        question.number = self._link.publish(
+            question.topic, question.payload, content_type=question.content_type, expires_s=left
+        )
+
     def _take_events(self) -> None:
+        now = time.monotonic()
         while self._link.events:
-            event = self._link.events.popleft()
-            if isinstance(event, Received):
-                self._received.append(event)
-            elif isinstance(event, Disconnected) and (event.fatal or self._link.gave_up):
-                raise BrokerError(event.reason)
-            elif isinstance(event, Connected):
-                continue
+            match self._link.events.popleft():
+                case Received() as message:
+                    self._received.append(message)
+                case Acknowledged(number, heard):
+                    self._unanswered.acknowledged(number, heard=heard, now=now)
+                case Connected():
+                    self._unanswered.reconnected(now)
+                case Disconnected(reason, fatal):
+                    self._is_refused = fatal
+                    if fatal or self._link.gave_up:
+                        raise BrokerError(reason)
 
 
 def _user() -> str:

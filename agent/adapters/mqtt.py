@@ -36,13 +36,19 @@ MAX_QUEUED = 2000
 CLOSE_S = 1.0
 SEND_BUFFER_BYTES = 4 << 20
 TOPIC_OVERHEAD_BYTES = 1024
+NOBODY_LISTENS = 16  # PUBACK's reason "no matching subscribers"
 UNSUPPORTED_VERSION = ("Unsupported protocol version", "Unacceptable protocol version")
 REFUSED_LOGIN = ("Bad user name or password", "Not authorized", "Banned")
 
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The broker accepted the connection; subscriptions are being renewed."""
+    """The broker accepted the connection; subscriptions are being renewed.
+
+    `kept` tells that it has kept what came for this client since the last connection.
+    """
+
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +75,13 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """The broker has taken the QoS 1 message that `publish` numbered `number`."""
+    """The broker has taken the QoS 1 message that `publish` numbered `number`.
+
+    `heard` is false where it says (as MQTT 5 brokers may) that nobody has subscribed to the topic.
+    """
 
     number: int
+    heard: bool = True
 
 
 LinkEvent = Connected | Disconnected | Received | Acknowledged
@@ -328,7 +338,7 @@ class Link:
         self.events.append(Disconnected(reason))
 
     def _on_connect(
-        self, client: paho.Client, _userdata: Any, _flags: Any, reason: Any, properties: Any
+        self, client: paho.Client, _userdata: Any, flags: Any, reason: Any, properties: Any
     ) -> None:
         if reason.is_failure:
             name = str(reason)
@@ -344,7 +354,7 @@ class Link:
         client._max_inflight_messages = min(MAX_IN_FLIGHT, allowed or MAX_IN_FLIGHT)  # noqa: SLF001
         if self._subscriptions:
             client.subscribe(list(self._subscriptions.items()))
-        self.events.append(Connected())
+        self.events.append(Connected(flags.session_present))
 
     def _refused(self, name: str) -> None:
         if name in UNSUPPORTED_VERSION:
@@ -379,9 +389,9 @@ class Link:
         )
 
     def _on_publish(
-        self, _client: Any, _userdata: Any, number: int, _reason: Any, _properties: Any
+        self, _client: Any, _userdata: Any, number: int, reason: Any, _properties: Any
     ) -> None:
-        self.events.append(Acknowledged(number))
+        self.events.append(Acknowledged(number, reason.value != NOBODY_LISTENS))
 
 
 def _properties(packet: int) -> Properties:

@@ -52,7 +52,7 @@ class Membership:
         if status.role != "agent":
             return False
         if status.state == "offline" or status.capacity is None:
-            if before is not None and before.session == status.session:
+            if before is not None and status.ends(before.session):
                 del self._members[status.device]
                 return True
             return False

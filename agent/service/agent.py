@@ -72,6 +72,7 @@ class AgentService(Member):
         self._probes = ProbeJobs(store, folder, self._options, monotonic, self._pacer)
         self._executor = self.executor("executor")
         self._disk = self.executor("loader")
+        self._life, self._times_forgotten = self.session, 0
         self._link_probe = LinkProbe()
         self._outbox = Outbox(self._publish_answer, self._send_echo, limits.max_in_flight)
         self._capacity: wire.Capacity | None = None
@@ -93,6 +94,11 @@ class AgentService(Member):
             "drills": self.config.drill.allowed,
             "supervised": self.notifier.supervised,
         }
+
+    def forgotten(self) -> None:
+        """Begin a new life: requests and pieces may be lost, and a new plan mends that."""
+        self._times_forgotten += 1
+        self.session = f"{self._life}.{self._times_forgotten}"
 
     def connected(self, *, first: bool) -> None:
         """Subscribe to this device's own topics and all plans; measure the link, once."""

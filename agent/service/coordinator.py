@@ -70,6 +70,9 @@ class CoordinatorService(Member):
         """Return what is deployed, and how far each model is."""
         return {"models": self._models}
 
+    def forgotten(self) -> None:
+        """What a coordinator has to know is retained, or told again by agents and clients."""
+
     def connected(self, *, first: bool) -> None:
         """Subscribe to the inbox, all statuses and all plans."""
         if first:

@@ -99,6 +99,10 @@ class Member(ABC):
         """Subscribe (the first time) and tell of oneself."""
 
     @abstractmethod
+    def forgotten(self) -> None:
+        """The broker has lost what came here since the last connection; `connected` follows."""
+
+    @abstractmethod
     def received(self, address: Address, message: Received) -> None:
         """Take a message on a topic of the fleet; `WireError` if it is not what it should be."""
 
@@ -165,10 +169,12 @@ class Member(ABC):
     def on_link(self, event: LinkEvent) -> None:
         """Take an event of the connection; nothing that arrives may end the process."""
         match event:
-            case Connected():
+            case Connected(kept):
                 log("info", f"connected to the broker at {self.config.broker.host}")
                 first, self._was_connected = not self._was_connected, True
                 self._failure = None
+                if not first and not kept:
+                    self.forgotten()
                 self.connected(first=first)
             case Disconnected(reason, fatal):
                 log("warning", f"no connection to the broker: {reason}")

@@ -79,6 +79,7 @@ class Status(Struct, frozen=True):
     """Retained on a device's status topic; `session` tells one life of the process from another.
 
     The last will is the same message with `state` offline, so an old will cannot hide a new birth.
+    Behind a dot `session` counts how often the broker has forgotten what was meant for the device.
     `drift` says how many times as long as predicted the steps of a model in `plans` take here,
     `drills` whether clients may have the agent fail, `supervised` whether systemd runs it.
     """
@@ -95,6 +96,10 @@ class Status(Struct, frozen=True):
     drills: bool = False
     supervised: bool = False
     models: tuple[ModelState, ...] = ()
+
+    def ends(self, session: str) -> bool:
+        """Tell whether this is the end of the life that `session` is of."""
+        return self.state == "offline" and _life(self.session) == _life(session)
 
 
 class PlanHeader(Struct, frozen=True):
@@ -355,6 +360,10 @@ class Trace(Struct, frozen=True):
     sends: tuple[TransferTrace, ...] = ()
     receives: tuple[TransferTrace, ...] = ()
     pace: Pace | None = None
+
+
+def _life(session: str) -> str:
+    return session.partition(".")[0]
 
 
 def runtime_of(capacity: Capacity, versions: Mapping[str, str]) -> str:

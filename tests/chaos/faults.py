@@ -48,7 +48,6 @@ def _leave(site: Site, victim: str, _random: Random) -> Undo:
 
 def _upgrade(site: Site, victim: str, _random: Random) -> Undo:
     # Started again the moment it has ended, as `systemctl restart` does.
-    site.excused.add(victim)
     site.send(victim, SIGTERM)
     return lambda: None
 

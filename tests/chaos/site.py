@@ -49,6 +49,7 @@ class Site:
         self.ended: list[str] = []
         self.held: set[str] = set()
         self.excused: set[str] = set()
+        self._told_to_end: set[str] = set()
         self.killed_by_kernel = 0
         self.cables: dict[str, Cable] = {}
         self.disks: dict[str, Disk] = {}
@@ -117,6 +118,8 @@ class Site:
         process = self.fleet.processes.get(name)
         if process is not None and process.poll() is None:
             process.send_signal(what)
+            if what == signal.SIGTERM:
+                self._told_to_end.add(name)
 
     def hold_down(self, name: str, what: signal.Signals) -> None:
         """End a process, and keep it from being restarted until `let_go`."""
@@ -135,7 +138,8 @@ class Site:
             if name in self.held or process.poll() is None:
                 continue
             if name not in self._restart_at:
-                if name in self.excused:
+                left = process.returncode == 0 and name in self._told_to_end
+                if left or name in self.excused:
                     self._restart_at[name] = now
                 else:
                     last = self._last_words(name)
@@ -144,6 +148,7 @@ class Site:
             if now >= self._restart_at[name]:
                 del self._restart_at[name]
                 self.excused.discard(name)
+                self._told_to_end.discard(name)
                 self.fleet.start(name)
 
     def end_broker(self, how: signal.Signals) -> None:

@@ -53,6 +53,16 @@ def test_a_last_will_removes_its_device() -> None:
     assert not members.see(status("a", state="offline", capacity=None))
 
 
+def test_a_device_that_the_broker_has_forgotten_begins_a_new_life_with_its_old_will() -> None:
+    members = Membership()
+    members.see(status("a", "1"))
+    assert members.see(status("a", "1.1"))
+    assert present(members) == [("a", "1.1")]
+    assert not members.see(status("a", "11", state="offline", capacity=None))
+    assert members.see(status("a", "1", state="offline", capacity=None))
+    assert present(members) == []
+
+
 def test_an_old_will_does_not_remove_a_new_birth() -> None:
     members = Membership()
     members.see(status("a", "1"))

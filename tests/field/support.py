@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import ssl
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from threading import Condition
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -38,7 +39,7 @@ from agent.wire.tensors import message_array
 from agent.wire.topics import Topics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -357,6 +358,19 @@ class Field:
             if name not in self.fleet.processes:
                 self.fleet.start(name)
         self.wait_online()
+
+
+@contextmanager
+def frozen(field: Field, *names: str) -> Iterator[None]:
+    """Stop processes for a moment; the broker does not miss them before their keepalive ends."""
+    processes = [field.fleet.processes[name] for name in names]
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
 
 
 def resume_broker(broker: LocalBroker) -> None:

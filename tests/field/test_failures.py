@@ -22,6 +22,7 @@ from tests.field.support import (
     Reference,
     answers,
     field_of,
+    frozen,
     picture,
     resume_broker,
     statuses_of,
@@ -289,7 +290,8 @@ def test_the_fleet_outlives_its_broker(
             bool(plans)
             and all(
                 device in statuses
-                and (statuses[device].session, statuses[device].state) == (session, "online")
+                and statuses[device].session.partition(".")[0] == session.partition(".")[0]
+                and statuses[device].state == "online"
                 for device, session in before.items()
             )
         ),
@@ -298,6 +300,21 @@ def test_the_fleet_outlives_its_broker(
     struck.wait_for_plan(defects.name, devices)
     struck.infer(defects, picture(6))
     struck.fleet.check()
+
+
+def test_a_request_that_a_killed_broker_has_forgotten_is_answered(
+    struck: Field, defects: Reference
+) -> None:
+    struck.restart("coordinator")
+    devices = struck.fleet.processes.keys() - {"coordinator"}
+    struck.wait_for_plan(defects.name, devices)
+    with struck.client() as client:
+        # Stopped, no agent can take it: only the broker has it, and loses it.
+        with frozen(struck, *devices):
+            name = client.send(defects.name, picture(7), tensors=True)
+            client.flush()
+            restart_broker(struck, signal.SIGKILL)
+        defects.check(client.answer(defects.name, name), picture(7))
 
 
 def restart_broker(field: Field, how: signal.Signals) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import signal
 import subprocess
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -16,10 +14,19 @@ from PIL import Image
 from agent.packaging import package_model
 from agent.wire.messages import decode_answer
 from agent.wire.tensors import encode_tensor
-from tests.field.support import V311, WAIT_S, Field, Reference, answers, npy, picture, wait_until
+from tests.field.support import (
+    V311,
+    WAIT_S,
+    Field,
+    Reference,
+    answers,
+    frozen,
+    npy,
+    picture,
+    wait_until,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.field
@@ -249,16 +256,3 @@ def test_a_retained_request_does_not_run_when_an_agent_comes(
         finally:
             user.publish(topic, b"", retain=True)
             client.remove("retained")
-
-
-@contextmanager
-def frozen(home: Field, *names: str) -> Iterator[None]:
-    """Stop processes for a moment; the broker does not miss them before their keepalive ends."""
-    processes = [home.fleet.processes[name] for name in names]
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGCONT)
