@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+from contextlib import suppress
 from hashlib import file_digest, sha256
 from threading import RLock
 from typing import TYPE_CHECKING, Protocol
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Content = bytes | bytearray | memoryview
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class WrongDigestError(StoreError):
@@ -72,9 +75,11 @@ class BlobStore:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob("*.tmp"):
                 leftover.unlink()
+            blobs = [path for path in folder.iterdir() if DIGEST.fullmatch(path.name)]
             self._sizes = {
                 path.name: path.stat().st_size
-                for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+                for path in sorted(blobs, key=lambda path: path.stat().st_mtime)
+                if path.is_file()
             }
         except OSError as error:
             raise StoreError(
@@ -96,6 +101,23 @@ class BlobStore:
             for digest in [d for d, size in blobs.items() if self._sizes.get(d, size) != size]:
                 self.discard(digest)
             return {digest: size for digest, size in blobs.items() if digest not in self._sizes}
+
+    def has_read(self, blobs: Mapping[str, int]) -> bool:
+        """Tell whether `blobs` (digest to size) are all here and known to be undamaged."""
+        with self._lock:
+            return all(d in self._verified and self._sizes.get(d) == n for d, n in blobs.items())
+
+    def remove_damaged(self, blobs: Iterable[str]) -> list[str]:
+        """Read those of `blobs` that this process has not read; remove and return damaged ones."""
+        damaged = []
+        for digest in blobs:
+            with self._lock:
+                try:
+                    if digest in self._sizes:
+                        self._use(digest)
+                except StoreError:
+                    damaged.append(digest)
+        return damaged
 
     def check_room(self, blobs: Mapping[str, int]) -> None:
         """Check that `blobs` (digest to size) fit beside those that are pinned.
@@ -190,7 +212,9 @@ class BlobStore:
         with self._lock:
             self._sizes.pop(digest, None)
             self._verified.discard(digest)
-            (self._folder / digest).unlink(missing_ok=True)
+            # What cannot be removed is overwritten when it is fetched again.
+            with suppress(OSError):
+                (self._folder / digest).unlink()
 
     def _make_room(self, nbytes: int) -> None:
         excess = self.used_bytes + nbytes - self._limit
@@ -222,6 +246,10 @@ class MemoryBlobs:
     def missing(self, blobs: Mapping[str, int]) -> dict[str, int]:
         """Return those of `blobs` (digest to size) that are not here."""
         return {digest: size for digest, size in blobs.items() if digest not in self._blobs}
+
+    def remove_damaged(self, _blobs: Iterable[str]) -> list[str]:
+        """Nothing is damaged."""
+        return []
 
     def check_room(self, blobs: Mapping[str, int]) -> None:
         """Nothing is too large."""

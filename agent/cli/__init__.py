@@ -9,7 +9,7 @@ import typer
 
 from agent.cli import agent as agent_command
 from agent.cli import bench, coordinator, demo, deploy, devices, infer, plan, verify
-from agent.errors import HaloMQError
+from agent.errors import HaloMQError, reason_of
 
 app = typer.Typer(
     name="halomq",
@@ -38,6 +38,9 @@ def main() -> None:
     except HaloMQError as error:
         sys.stderr.write(f"halomq: {error}\n")
         raise SystemExit(error.exit_code) from None
+    except MemoryError as error:
+        sys.stderr.write(f"halomq: {reason_of(error)}\n")
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:

@@ -402,10 +402,11 @@ class AgentService(Member):
         self.publish(self.topics.halo(effect.device), wire.encode_msgpack(effect.message))
 
     def _fetch(self, effect: ev.Fetch) -> None:
-        if self.store.missing(effect.blobs):
-            self.transfer.fetch(effect.ticket, effect.blobs, effect.holder)
-        else:
+        # Reading what this process has not read yet is for the thread of the transfer.
+        if self.store.has_read(effect.blobs):
             self.loop.post(FetchDone(effect.ticket))
+        else:
+            self.transfer.fetch(effect.ticket, effect.blobs, effect.holder)
 
     def _read_plan(self, effect: ev.ReadPlan) -> None:
         self._disk.submit(

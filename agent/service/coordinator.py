@@ -11,7 +11,7 @@ from agent.adapters.logs import log
 from agent.adapters.store import BlobStore
 from agent.coordinator import CoordinatorCore
 from agent.coordinator import events as ev
-from agent.errors import StoreError, WireError, reason_of
+from agent.errors import WireError, reason_of
 from agent.service.checks import check_header, check_status
 from agent.service.loop import monotonic
 from agent.service.member import Member
@@ -155,10 +155,11 @@ class CoordinatorService(Member):
         performers[type(effect)](effect)
 
     def _fetch(self, effect: ev.Fetch) -> None:
-        if self.store.missing(effect.blobs):
-            self.transfer.fetch(effect.ticket, effect.blobs, effect.holder)
-        else:
+        # Reading what this process has not read yet is for the thread of the transfer.
+        if self.store.has_read(effect.blobs):
             self.loop.post(FetchDone(effect.ticket))
+        else:
+            self.transfer.fetch(effect.ticket, effect.blobs, effect.holder)
 
     def _compute(self, effect: ev.ComputePlan) -> None:
         package, members = effect.package, effect.members
@@ -204,10 +205,11 @@ class CoordinatorService(Member):
             return []
         try:
             saved = msgspec.json.decode(self._file.read_bytes(), type=list[SavedDeployment])
-        except (OSError, msgspec.MsgspecError) as error:
-            raise StoreError(
-                f"{self._file} cannot be read: {error}; remove it and deploy the models again"
-            ) from error
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            aside = self._file.with_suffix(".damaged")
+            self._file.replace(aside)
+            log("error", f"{self._file} cannot be read ({error}), it is {aside} now; deploy again")
+            return []
         self.store.pin({digest for item in saved for digest in item.package.blobs()})
         return saved
 

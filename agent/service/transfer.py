@@ -180,7 +180,7 @@ class TransferService:
                 except StoreError as error:
                     self._tell(FetchBroken(ticket, str(error)))
                     return
-                missing = self._store.missing(blobs)
+                missing = self._missing(blobs)
                 self._sizes[ticket] = sum(missing.values())
                 self._apply(self._fetcher.fetch(ticket, missing, holder, now))
             case _Cancel(ticket):
@@ -194,6 +194,13 @@ class TransferService:
                 self._apply(self._provider.published())
             case Absent(digest, reason):
                 self._apply(self._fetcher.absent(digest, reason))
+
+    def _missing(self, blobs: dict[str, int]) -> dict[str, int]:
+        damaged = self._store.remove_damaged(blobs)
+        if damaged:
+            text = f"{len(damaged)} of {len(blobs)} blobs are damaged on disk and fetched again"
+            log("warning", f"{text}; the first is {damaged[0][:12]}")
+        return self._store.missing(blobs)
 
     def on_turn(self, now: float) -> float | None:
         """Ask again for what is overdue and report progress."""

@@ -178,6 +178,35 @@ def test_a_truncated_file_is_missing(folder: Path) -> None:
     assert again.used_bytes == 0
 
 
+def test_what_is_damaged_is_removed_before_it_is_needed(folder: Path) -> None:
+    filled(folder, A, B, C)
+    (folder / name(A)).write_bytes(B)
+    (folder / name(B)).write_bytes(B[:50])
+    again = BlobStore(folder, 1000)
+    blobs = {name(blob): len(blob) for blob in (A, B, C)}
+    assert not again.has_read(blobs)
+    assert again.remove_damaged(blobs) == [name(A), name(B)]
+    assert again.missing(blobs).keys() == {name(A), name(B)}
+    assert again.has_read({name(C): len(C)})
+    assert not again.has_read({name(C): len(C) + 1})
+    for blob in (A, B):
+        again.put(name(blob), blob)
+    assert again.has_read(blobs)
+    assert again.remove_damaged(blobs) == []
+
+
+def test_what_is_no_blob_is_left_alone(folder: Path) -> None:
+    filled(folder, A)
+    (folder / "notes").write_bytes(b"?")
+    (folder / name(B)).mkdir()
+    again = BlobStore(folder, 1000)
+    assert again.used_bytes == 100
+    assert name(B) not in again
+    with pytest.raises(StoreError, match=r"choose another data_dir"):
+        again.put(name(B), B)
+    assert bytes(again.read(name(A))) == A
+
+
 def test_a_file_that_vanished_is_an_error_and_forgotten(folder: Path) -> None:
     store = filled(folder, A)
     (folder / name(A)).unlink()

@@ -31,6 +31,8 @@ SUBNET = "10.78"
 DISK_BYTES = 48 << 20
 BLOCK = bytes(1 << 16)
 ROOM_BYTES = 4 << 20
+# In a group, what a process has already does not count: this is what it may take beyond that.
+GROUP_BYTES = 256 << 10
 # Version 1 of the kernel's control groups, and version 2: root, limit, count of kills.
 GROUPS = (
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.oom_control"),
@@ -124,7 +126,7 @@ class Disk:
 
 
 class MemoryGroup:
-    """A control group in which a process may take `ROOM_BYTES` beyond what it has."""
+    """A control group in which a process may take `GROUP_BYTES` beyond what it has."""
 
     @staticmethod
     def why_not() -> str | None:
@@ -144,7 +146,7 @@ class MemoryGroup:
                 folder.mkdir()
                 if (folder / limit).exists():
                     self._base, self._folder, self._events = base, folder, folder / events
-                    (folder / limit).write_text(str(ROOM_BYTES))
+                    (folder / limit).write_text(str(GROUP_BYTES))
                     return
                 folder.rmdir()
         raise OSError(errno.ENOENT, "neither version of the kernel's can be used")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from unittest import mock
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -482,6 +483,13 @@ def test_the_demo_refuses_a_model_that_is_not_there(run: Run, tmp_path: Path) ->
     told.check_refused(2, "nothing.onnx: no such file")
     assert told.json["ok"] is False
     assert "nothing.onnx" in told.json["error"]
+
+
+def test_a_process_without_memory_ends_with_a_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.cli.app", mock.Mock(side_effect=MemoryError))
+    run("agent").check_refused(1, "out of memory", "runtime.memory_limit_mb")
 
 
 # Last, for they try for a while ------------------------------------------------------------------

@@ -302,6 +302,32 @@ def test_the_fleet_outlives_its_broker(
     struck.fleet.check()
 
 
+def test_a_poisoned_data_directory_is_noticed_and_mended(struck: Field, defects: Reference) -> None:
+    names = set(struck.fleet.names)
+    struck.restart("coordinator", *names)
+    before = struck.wait_for_plan(defects.name, names)
+    victim = before.devices[1]
+    struck.fleet.kill(victim)
+    folder = struck.folder / victim
+    blobs = sorted((folder / "blobs").iterdir())
+    for number, blob in enumerate(blobs):
+        content = bytearray(blob.read_bytes())
+        content[len(content) // 2] ^= 1 << number % 8
+        blob.write_bytes(content[: len(content) // (1 + number % 2)])
+    (folder / "blobs" / "garbage").write_bytes(b"\xff\0")
+    (folder / "profiles").mkdir(exist_ok=True)
+    (folder / "profiles" / "garbage.json").write_bytes(b"{\xff")
+    logged = len(struck.log(victim))
+    without = struck.wait_for_plan(defects.name, names - {victim}, newer_than=before.epoch)
+    struck.restart(victim)
+    struck.wait_for_plan(defects.name, names, newer_than=without.epoch)
+    assert victim in struck.infer(defects, picture(8)).devices
+    said = [line for line in struck.log(victim)[logged:].splitlines() if "damaged" in line]
+    # One line a fetch: of the plan, of what its programs need, of what its losses need.
+    assert 1 <= len(said) <= 3, said
+    assert all("blobs are damaged on disk and fetched again" in line for line in said)
+
+
 def test_a_request_that_a_killed_broker_has_forgotten_is_answered(
     struck: Field, defects: Reference
 ) -> None:
