@@ -43,6 +43,8 @@ QUIET_S = 1.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # A shell's background jobs are born deaf to it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     asked = _parser().parse_args(arguments)
     console = Console(stderr=True)
     asked.faults = _possible(asked, console)

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from agent.wire.messages import fingerprint
+
 
 @dataclass(slots=True)
 class Entry:
@@ -26,7 +28,7 @@ class Entry:
     sendings: int = 1
     answered: float | None = None
     verdicts: list[str] = field(default_factory=list)
-    payloads: set[bytes] = field(default_factory=set)
+    payloads: set[str] = field(default_factory=set)
     copies: int = 0
     repeats: int = 0
 
@@ -68,10 +70,11 @@ class Ledger:
         if entry is None:
             self.strays[request] += 1
             return
-        if payload in entry.payloads:
+        told = fingerprint(payload)
+        if told in entry.payloads:
             entry.copies += 1
             return
-        entry.payloads.add(payload)
+        entry.payloads.add(told)
         if verdict in entry.verdicts:
             entry.repeats += 1
             return

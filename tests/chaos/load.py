@@ -104,11 +104,6 @@ class Load:
         with self._lock:
             return self.ledger.open()
 
-    def exact(self) -> int:
-        """Return how many right answers there are."""
-        with self._lock:
-            return sum(entry.is_exact for entry in self.ledger.entries.values())
-
     def devices(self) -> tuple[str, ...]:
         """Return the devices of the current plan."""
         return self.plans[-1][1].devices if self.plans else ()

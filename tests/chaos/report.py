@@ -72,20 +72,16 @@ def tables(told: dict[str, Any]) -> Iterable[Table]:
     )
     yield counts
     kinds = Table(
-        "fault", "times", "before", "during: median", "worst", "after", "recovery: median", "worst"
+        *("fault", "times", "before", "during", "worst", "after", "recovery", "worst"),
+        caption="latency: median and worst in ms; recovery: median and worst in s",
     )
     for kind, found in told["faults"].items():
         latency, recovery = found["latency_ms"], found["recovery_s"]
-        kinds.add_row(
-            kind,
-            str(found["times"]),
-            _shown(latency["before"]["median"], "ms"),
-            _shown(latency["during"]["median"], "ms"),
-            _shown(latency["during"]["worst"], "ms"),
-            _shown(latency["after"]["median"], "ms"),
-            _shown(recovery["median"], "s"),
-            _shown(recovery["worst"], "s"),
-        )
+        during = latency["during"]
+        shown = [latency["before"]["median"], during["median"], during["worst"]]
+        shown += [latency["after"]["median"], recovery["median"], recovery["worst"]]
+        figures_shown = ("-" if figure is None else f"{figure:.4g}" for figure in shown)
+        kinds.add_row(kind, str(found["times"]), *figures_shown)
     yield kinds
 
 
@@ -130,7 +126,3 @@ def _latency(entries: Iterable[Entry]) -> dict[str, float | int | None]:
         "p99": round(found[int(WORST * (len(found) - 1))], 1),
         "worst": round(found[-1], 1),
     }
-
-
-def _shown(figure: float | None, unit: str) -> str:
-    return "-" if figure is None else f"{figure:g} {unit}"

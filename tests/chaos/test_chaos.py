@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.field
 
-FAULTS = "kill,cut,freeze,broker-lost"
+# Those that take root are skipped without it.
+FAULTS = "kill,cut,freeze,broker-lost,link-down,disk-full"
 
 
 def test_faults_cost_no_answer(tmp_path: Path) -> None:
     need_mosquitto()
-    timing = ["--seconds", "8", "--every", "1.5", "--rate", "6"]
+    timing = ["--seconds", "9", "--every", "1.5", "--rate", "6"]
     command = [sys.executable, "-m", "tests.chaos", "--json", "--seed", "5", "--faults", FAULTS]
     folder = ["--folder", str(tmp_path)]
     done = subprocess.run(
@@ -40,6 +42,18 @@ def test_faults_cost_no_answer(tmp_path: Path) -> None:
     assert told["exact"] > 0
     assert told["faults"].keys() <= set(FAULTS.split(","))
     assert len(told["faults"]) > 1
+
+
+def test_faults_that_cannot_be_here_are_skipped_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(SystemExit) as ended:
+        main(["--faults", "link-down,out-of-memory"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "skipped link-down: it needs root" in told
+    assert "skipped out-of-memory: it needs root" in told
 
 
 def test_an_unknown_fault_is_named(capsys: pytest.CaptureFixture[str]) -> None:
