@@ -88,6 +88,7 @@ class Connection:
         self.link = link
         self.broker_open = False
         self.node_open = True
+        self.kept = False
         self.blocked = False
         self.held: list[Callable[[], None]] = []
         self.last: dict[Any, float] = {}
@@ -157,6 +158,7 @@ class Broker:
             session = self.sessions[client] = Session()
         session.connection = connection
         session.expires_at = float("inf")
+        connection.kept = not fresh
         connection.broker_open = True
         connection.travel(
             self.world, self.weather, "down", partial(connection.link.opened, connection)
@@ -316,6 +318,8 @@ class Link:
         self._ask(partial(self.broker.subscribe, connection, tuple(self._topics)))
         for sent in self._out.values():
             self._send(connection, sent)
+        if not first and not connection.kept:
+            self.owner.forgotten()
         self.owner.connected(first=first)
 
     def hung_up(self, connection: Connection) -> None:

@@ -45,6 +45,9 @@ class Client:
         """Act at once: a client is never frozen."""
         action()
 
+    def forgotten(self) -> None:
+        """See `Node.forgotten`."""
+
     def connected(self, *, first: bool) -> None:
         """Listen for what the coordinator says."""
         if first:

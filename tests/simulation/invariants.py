@@ -258,7 +258,7 @@ class Referee:
         heard = self._statuses.setdefault(coordinator.session, {})
         if status.role == "agent" and status.state == "online":
             heard[status.device] = status.session
-        elif heard.get(status.device) == status.session:
+        elif status.ends(heard.get(status.device, "")):
             del heard[status.device]
 
     def planning(self, coordinator: Coordinator) -> None:
@@ -266,7 +266,7 @@ class Referee:
         members = coordinator.core._members._members
         for device, session in self._statuses.get(coordinator.session, {}).items():
             node = self._fleet.nodes.get(device)
-            there = node is not None and node.session == session and not node.leaving
+            there = node is not None and node.told_session == session and not node.leaving
             there = there and node is not None and node.alive and node.link.connected
             steady = self._fleet.steady(device) and self._fleet.steady(coordinator.name)
             if there and steady and device not in members:

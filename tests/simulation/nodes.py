@@ -52,7 +52,7 @@ class Node:
         self.world = fleet.world
         self.name = name
         self.disk = disk
-        self.session = session
+        self.session = self.told_session = session
         self.alive = True
         self.frozen = False
         self.leaving = False
@@ -174,6 +174,9 @@ class Node:
 
     # The link's calls ----------------------------------------------------------------------
 
+    def forgotten(self) -> None:
+        """Learn that the broker has lost what came here since the last connection."""
+
     def connected(self, *, first: bool) -> None:
         """Subscribe and tell the status."""
         raise NotImplementedError
@@ -199,9 +202,15 @@ class Agent(Node):
         self.watched: set[str] = set()
         self.busy = False
         self._epochs: dict[str, int] = {}
+        self._times_forgotten = 0
         self._status_at = 0.0
         self._disk_free_at = 0.0
         self._left_at: float | None = None
+
+    def forgotten(self) -> None:
+        """See `AgentService.forgotten`."""
+        self._times_forgotten += 1
+        self.told_session = f"{self.session}.{self._times_forgotten}"
 
     def connected(self, *, first: bool) -> None:
         """See `AgentService.connected`."""
@@ -251,10 +260,12 @@ class Agent(Node):
 
     def _publish_state(self, state: Any) -> None:
         if not self.leaving:
-            status = wire.Status(self.name, self.session, state)
+            status = wire.Status(self.name, self.told_session, state)
             if state == "online":
                 capacity, plans = compute.capacity_of(self.name), dict(self._epochs)
-                status = wire.Status(self.name, self.session, state, capacity=capacity, plans=plans)
+                status = wire.Status(
+                    self.name, self.told_session, state, capacity=capacity, plans=plans
+                )
             self.link.publish(Message("status", self.name, status, self.name, retain=True))
 
     # Messages ------------------------------------------------------------------------------
