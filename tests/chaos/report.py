@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tests.chaos.ledger import Entry, Ledger
 
 AROUND_S = 4.0
+ALONE_S = 3.0
 WORST = 0.99
 MUST_BE_ZERO = ("lost", "wrong", "duplicated")
 
@@ -43,13 +44,13 @@ def figures(ledger: Ledger, windows: Sequence[Window]) -> dict[str, Any]:
     `latency` is of right answers: of requests that were sent in the 4 s before a fault; that were
     in flight when it began, or sent until it ended; that were sent in the 4 s after it.
     `recovery_s` is from the beginning of a fault (of a broker's: from its return) to the first
-    right answer to a request sent since.
+    right answer to a request sent since; `alone` counts only faults with no other one around then.
     """
     kinds = sorted({window.kind for window in windows})
     return ledger.counts() | {
         "latency_ms": _latency(ledger.entries.values()),
         "faults": {
-            kind: _of_kind(ledger, [window for window in windows if window.kind == kind])
+            kind: _of_kind(ledger, [w for w in windows if w.kind == kind], windows)
             for kind in kinds
         },
     }
@@ -72,26 +73,26 @@ def tables(told: dict[str, Any]) -> Iterable[Table]:
     )
     yield counts
     kinds = Table(
-        *("fault", "times", "before", "during", "worst", "after", "recovery", "worst"),
-        caption="latency: median and worst in ms; recovery: median and worst in s",
+        *("fault", "times", "before", "during", "worst", "after", "recovery", "worst", "alone"),
+        caption="latency in ms, recovery in s; medians, but for `worst`",
     )
     for kind, found in told["faults"].items():
         latency, recovery = found["latency_ms"], found["recovery_s"]
         during = latency["during"]
         shown = [latency["before"]["median"], during["median"], during["worst"]]
-        shown += [latency["after"]["median"], recovery["median"], recovery["worst"]]
+        shown += [latency["after"]["median"], recovery["all"]["median"]]
+        shown += [recovery["all"]["worst"], recovery["alone"]["median"]]
         figures_shown = ("-" if figure is None else f"{figure:.4g}" for figure in shown)
         kinds.add_row(kind, str(found["times"]), *figures_shown)
     yield kinds
 
 
-def _of_kind(ledger: Ledger, windows: Sequence[Window]) -> dict[str, Any]:
+def _of_kind(ledger: Ledger, windows: Sequence[Window], every: Sequence[Window]) -> dict[str, Any]:
     entries = list(ledger.entries.values())
     before = [e for e in entries for w in windows if w.began - AROUND_S <= e.sent < w.began]
     before = [e for e in before if all(not _is_during(e, w) for w in windows)]
     during = [e for e in entries if any(_is_during(e, w) for w in windows)]
     after = [e for e in entries if any(w.ended < e.sent <= w.ended + AROUND_S for w in windows)]
-    recoveries = [r for w in windows if (r := _recovery(entries, w)) is not None]
     return {
         "times": len(windows),
         "latency_ms": {
@@ -100,10 +101,27 @@ def _of_kind(ledger: Ledger, windows: Sequence[Window]) -> dict[str, Any]:
             "after": _latency(after),
         },
         "recovery_s": {
-            "median": round(statistics.median(recoveries), 3) if recoveries else None,
-            "worst": round(max(recoveries), 3) if recoveries else None,
+            "all": _recoveries(entries, windows),
+            "alone": _recoveries(entries, [w for w in windows if _is_alone(w, every)]),
         },
     }
+
+
+def _recoveries(entries: Sequence[Entry], windows: Sequence[Window]) -> dict[str, Any]:
+    found = [r for w in windows if (r := _recovery(entries, w)) is not None]
+    return {
+        "times": len(windows),
+        "median": round(statistics.median(found), 3) if found else None,
+        "worst": round(max(found), 3) if found else None,
+    }
+
+
+def _is_alone(window: Window, every: Sequence[Window]) -> bool:
+    around = (window.back - ALONE_S, window.back + ALONE_S)
+    return not any(
+        other is not window and other.began <= around[1] and other.ended >= around[0]
+        for other in every
+    )
 
 
 def _is_during(entry: Entry, window: Window) -> bool:
