@@ -371,7 +371,9 @@ class Link:
         self, _client: Any, _userdata: Any, _flags: Any, reason: Any, _properties: Any
     ) -> None:
         if self._client is not None:
-            self._lost(str(reason))
+            # Paho's name for an end without a word from the broker.
+            name = str(reason)
+            self._lost("the connection broke" if name == "Unspecified error" else name)
 
     def _on_message(self, _client: Any, _userdata: Any, message: paho.MQTTMessage) -> None:
         properties = message.properties
