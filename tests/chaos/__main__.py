@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 MODEL = Path(models.__file__).parent / "defects.onnx"
-WHOLE_S = 60.0
+# A device that was suspected often is held back for minutes.
+WHOLE_S = 330.0
 # An error may come 9.6 s after the deadline: docs/reliability.md.
 GRACE_S = 12.0
 QUIET_S = 1.0
