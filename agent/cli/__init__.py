@@ -8,7 +8,7 @@ import sys
 import typer
 
 from agent.cli import agent as agent_command
-from agent.cli import bench, coordinator, demo, deploy, devices, infer, plan, verify
+from agent.cli import bench, coordinator, demo, deploy, devices, drill, infer, plan, verify
 from agent.errors import HaloMQError, reason_of
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("infer")(infer.infer)
 app.command("plan")(plan.plan)
 app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
+app.command("drill")(drill.drill)
 app.command("demo")(demo.demo)
 
 

@@ -92,6 +92,10 @@ class Ledger:
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
+    def is_open(self, name: str) -> bool:
+        """Tell whether request `name` was sent and is neither answered nor lost."""
+        return name in self._open
+
     def entry(self, name: str) -> Entry:
         """Return what is known of a request that was sent."""
         return self._entries[name]

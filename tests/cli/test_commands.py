@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 DEFECTS = Path(models.__file__).parent / "defects.onnx"
 COMMANDS = (
-    "agent coordinator deploy remove devices infer plan verify bench demo".split()  # noqa: SIM905
+    "agent coordinator deploy remove devices infer plan verify bench drill demo".split()  # noqa: SIM905
 )
 # What each command needs beside its options; files are looked at before the broker is.
 ARGUMENTS = {
@@ -40,6 +40,7 @@ ARGUMENTS = {
     "plan": [str(DEFECTS)],
     "verify": [str(DEFECTS)],
     "bench": [str(DEFECTS)],
+    "drill": [str(DEFECTS)],
 }
 VERDICT = {"identical", "max_rel_error", "devices", "blocks", "distributed_share", "refused"}
 
