@@ -64,8 +64,8 @@ def drill(
     """Have devices fail while the fleet serves, and tell what became of every request.
 
     Only agents whose configuration allows it (drill.allowed) take part. Exit status 0 only if every
-    device came back and no answer was lost, wrong, or given twice. Given the ONNX file, answers are
-    compared with the whole model's, else with those before anything fails.
+    device came back and no answer was lost, wrong, or contradicted by another. Given the ONNX file,
+    answers are compared with the whole model's, else with those before anything fails.
 
     Example: halomq drill models/defects.onnx --faults die,freeze --rounds 3
     """

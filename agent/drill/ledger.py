@@ -1,8 +1,8 @@
 """What became of each request of a load: right, wrong, an error, lost, answered twice. Pure.
 
-Rules: a request's first answer counts; any further one is a duplicate; one that is not answered
-`GRACE_S` after its deadline is lost, whatever comes later. A message that the broker delivers again
-to a client that lost its connection is no second answer; whoever feeds a ledger leaves those out.
+Rules: a request's first answer counts; a further one that says the same is a repetition, which MQTT
+allows, and one that says something else a duplicate; a request that is not answered `GRACE_S` after
+its deadline is lost, whatever comes later.
 """
 
 from __future__ import annotations
@@ -35,6 +35,14 @@ class Judgement:
     verdict: Verdict
     cause: str = ""
 
+    def agrees(self, other: Judgement) -> bool:
+        """Tell whether two answers say the same."""
+        right = ("identical", "right")
+        both_right = self.verdict in right and other.verdict in right
+        return both_right or (
+            self.verdict == other.verdict == "error" and self.cause == other.cause
+        )
+
 
 @dataclass(slots=True)
 class Entry:
@@ -46,6 +54,7 @@ class Entry:
     answered_at: float | None = None
     judgement: Judgement | None = None
     answers: int = 0
+    contradicted: bool = False
     lost: bool = False
 
     @property
@@ -58,7 +67,8 @@ class Entry:
 class Tally:
     """What became of some requests. `identical` are among the `right` ones; `open` are undecided.
 
-    `errors` counts clear errors by their code, `wrong` and `lost` name requests with the reason.
+    `errors` counts clear errors by their code, `wrong` names requests with the reason;
+    `duplicated` have two answers that differ, `repeated` the same one twice.
     """
 
     sent: int = 0
@@ -68,6 +78,7 @@ class Tally:
     wrong: dict[str, str] = field(default_factory=dict)
     lost: tuple[str, ...] = ()
     duplicated: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
     open: int = 0
     latencies_s: tuple[float, ...] = ()
 
@@ -110,6 +121,8 @@ class Ledger:
         entry = self._entries[name]
         entry.answers += 1
         if self._open.pop(name, None) is None:
+            first = entry.judgement
+            entry.contradicted |= first is not None and not first.agrees(judgement)
             return False
         if now > entry.deadline + GRACE_S:
             entry.lost = True
@@ -143,7 +156,8 @@ def tally(entries: Iterable[Entry]) -> Tally:
         errors=dict(sorted(errors.items())),
         wrong={e.name: judged.cause for e, judged in judged if judged.verdict == "wrong"},
         lost=tuple(e.name for e in chosen if e.lost),
-        duplicated=tuple(e.name for e in chosen if e.answers > 1),
+        duplicated=tuple(e.name for e in chosen if e.contradicted),
+        repeated=tuple(e.name for e in chosen if e.answers > 1 and not e.contradicted),
         open=sum(e.judgement is None and not e.lost for e in chosen),
         latencies_s=tuple(e.latency_s for e in chosen if e.latency_s is not None),
     )

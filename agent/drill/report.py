@@ -80,7 +80,8 @@ class Report:
             f"{len(back)} of {len(figures) + len(self.left)} faults were met and overcome; "
             f"{totals.sent} requests: {totals.right} right ({totals.identical} identical), "
             f"{sum(totals.errors.values())} errors, {len(totals.lost)} lost, "
-            f"{len(totals.duplicated)} answered twice, {len(totals.wrong)} wrong"
+            f"{len(totals.duplicated)} answered twice, {len(totals.wrong)} wrong; "
+            f"{len(totals.repeated)} had the same answer again"
         )
         for found in figures:
             if found.outcome != "back":
@@ -152,6 +153,7 @@ def _tally_json(tally: Tally) -> dict[str, Any]:
         "errors": tally.errors,
         "lost": len(tally.lost),
         "duplicated": len(tally.duplicated),
+        "repeated": len(tally.repeated),
         "wrong": len(tally.wrong),
         "open": tally.open,
     }

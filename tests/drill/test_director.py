@@ -223,7 +223,7 @@ def test_requests_go_out_while_the_device_is_away() -> None:
 # What breaks the promise -------------------------------------------------------------------------
 
 
-def check_bad(answers: Any, **counts: int) -> None:
+def check_bad(answers: Any, **counts: Any) -> None:
     report = Played(course(), answers=answers).run().report()
     totals = report.as_json()["totals"]
     assert {name: totals[name] for name in counts} == counts
@@ -235,18 +235,31 @@ def test_a_lost_request_fails_the_drill() -> None:
     check_bad(lambda ask: [] if ask.request == "drill-1-20" else Played._right(ask), lost=1)
 
 
-def test_a_second_answer_fails_the_drill() -> None:
+def test_a_second_answer_that_differs_fails_the_drill() -> None:
+    late = Failure("deadline", "the deadline passed")
     twice = ("drill-1-20", "drill-1-21")
-    check_bad(
-        lambda ask: Played._right(ask) * (2 if ask.request in twice else 1), duplicated=2, wrong=0
-    )
+
+    def answers(ask: Ask) -> list[Answer]:
+        more = [answer_of(ask.request, error=late)] if ask.request in twice else []
+        return [*Played._right(ask), *more]
+
+    check_bad(answers, duplicated=2, wrong=0, errors={})
+
+
+def test_the_same_answer_again_does_not_fail_the_drill() -> None:
+    answers = lambda ask: Played._right(ask) * (2 if ask.request == ASKED else 1)  # noqa: E731
+    report = Played(course(), answers=answers).run().report()
+    assert report.ok
+    assert report.totals.repeated == (ASKED,)
 
 
 def test_what_the_broker_delivers_again_is_no_second_answer() -> None:
     played = Played(course())
     played.later(5.0, lambda: played.tell(dr.AnswerSeen(ASKED, answer_of(ASKED), again=True)))
-    assert played.run().report().ok
+    report = played.run().report()
+    assert report.ok
     assert ASKED in played.asked
+    assert report.totals.repeated == ()
 
 
 def test_a_request_that_is_lost_in_peace_fails_the_drill() -> None:

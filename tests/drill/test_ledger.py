@@ -55,13 +55,29 @@ def test_errors_that_are_told_are_no_broken_promise() -> None:
     assert ledger(a=(0.1, Judgement("error", "deadline")), b=(0.1, RIGHT)).tally().clean
 
 
-def test_a_second_answer_is_a_duplicate_and_changes_nothing_else() -> None:
-    made = ledger(a=(0.5, IDENTICAL))
-    assert not made.answer("a", 0.7, Judgement("wrong", "other"))
-    counted = made.tally()
-    assert counted.duplicated == ("a",)
-    assert (counted.right, counted.wrong, counted.latencies_s) == (1, {}, (0.5,))
-    assert not counted.clean
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (IDENTICAL, RIGHT, True),
+        (IDENTICAL, Judgement("wrong", "other"), False),
+        (IDENTICAL, Judgement("error", "deadline"), False),
+        (Judgement("error", "deadline"), IDENTICAL, False),
+        (Judgement("error", "deadline"), Judgement("error", "deadline"), True),
+        (Judgement("error", "deadline"), Judgement("error", "compute"), False),
+        (Judgement("wrong", "other"), Judgement("wrong", "other"), False),
+    ],
+)
+def test_a_second_answer_is_a_duplicate_where_it_says_something_else(
+    first: Judgement, second: Judgement, *, same: bool
+) -> None:
+    made = ledger(a=(0.5, first))
+    before = made.tally()
+    assert not made.answer("a", 0.7, second)
+    after = made.tally()
+    assert (after.repeated, after.duplicated) == ((("a",), ()) if same else ((), ("a",)))
+    assert (after.right, after.wrong, after.errors) == (before.right, before.wrong, before.errors)
+    assert after.latencies_s == (0.5,)
+    assert after.clean == (same and before.clean)
 
 
 def test_what_is_not_answered_in_time_is_lost_even_if_it_comes_later() -> None:
