@@ -56,6 +56,9 @@ def drill(
     files: Annotated[
         list[Path] | None, typer.Option("--input", help="What to send; default: random pictures.")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name it is served under, if that is not the file's.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before it starts.")] = False,
     as_json: Json = False,
     *,
@@ -76,12 +79,12 @@ def drill(
 
     console = Console(file=sys.stderr)
     chosen, at = read_faults(faults), read_points(point)
-    name, samples, bound = _prepare(model, files or [])
+    served, samples, bound = _prepare(model, name, files or [])
     with Client(config=config) as client:
-        header, statuses = _survey(client, name)
+        header, statuses = _survey(client, served)
         user = client.name
     course = Course(
-        model=name,
+        model=served,
         devices=_choose(header, statuses, devices),
         faults=chosen,
         points=at,
@@ -105,7 +108,9 @@ def drill(
         raise typer.Exit(1)
 
 
-def _prepare(model: str, files: Sequence[Path]) -> tuple[str, list[Sample], float]:
+def _prepare(
+    model: str, name: str | None, files: Sequence[Path]
+) -> tuple[str, list[Sample], float]:
     """Return the model's name, what to send, and the largest error that is right."""
     from agent.drill.samples import Sample, random_pictures, samples_of
     from agent.packaging import package_model
@@ -114,8 +119,9 @@ def _prepare(model: str, files: Sequence[Path]) -> tuple[str, list[Sample], floa
     payloads = [read_file(file) for file in files]
     path = Path(model)
     if path.suffix != ".onnx":
-        return model, [Sample(payload) for payload in payloads] or random_pictures(), BOUND
-    packaged = package_model(path)
+        samples = [Sample(payload) for payload in payloads] or random_pictures()
+        return name or model, samples, BOUND
+    packaged = package_model(path, name)
     samples = samples_of(path, packaged, payloads)
     return packaged.package.name, samples, bound_of(packaged.graph)
 
