@@ -219,6 +219,18 @@ class Client:
                         return found[0]
         raise FleetError(f"no plan of {model} made of measured times within {timeout_s:g} s")
 
+    def wait_prepared(self, model: str, device: str, timeout_s: float = 30.0) -> bool:
+        """Wait until all is ready for the loss of a device; return whether that is so.
+
+        It never is where the others' memory does not suffice.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            shown = [m for s in self.devices(1.0) if s.state == "online" for m in s.models]
+            if any(device in m.covered for m in shown if m.name == model):
+                return True
+        return False
+
     def flush(self) -> None:
         """Write what was published and not yet sent."""
         while self._link.wants_write:

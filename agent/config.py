@@ -134,7 +134,11 @@ class RuntimeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         int, Meta(ge=0, le=1024, description="threads of one inference; 0 takes a thread a core")
     ] = 0
     memory_limit_mb: Annotated[
-        Count | None, Meta(description="memory that plans may use on this device; if unset, all")
+        Count | None,
+        Meta(
+            description="memory that plans may use on this device; if unset, all, and half of what "
+            "is free for a loss"
+        ),
     ] = None
     slowness: Annotated[
         float,

@@ -129,6 +129,8 @@ RIGHTS = {
     f"{T}/device/pi-1/drill": ("alice", "pi-1"),
     f"{T}/device/pi-1/echo": ("pi-1", "pi-1"),
     f"{T}/device/alice/echo": ("alice", "alice"),
+    f"{T}/device/pi-1/beat": ("pi-1", "pi-1 coordinator"),
+    f"{T}/device/coordinator/beat": ("", "coordinator"),
     f"{T}/device/alice/response/1/2": ("pi-1 pi-2", "alice"),
     f"{T}/device/alice/other": ("", "alice"),
     f"{T}/device/pi-1": ("", "pi-1"),

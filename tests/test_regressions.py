@@ -378,7 +378,7 @@ def test_w11_a_removed_model_is_no_longer_fetched_for_or_watched() -> None:
     device = worker_tests.Device("b")
     device.do(ev.StandbyOffered(wire.Standby("m", "boss", (ref("spare"),))))
     effects = device.do(ev.PlanAnnounced("m", None))
-    assert [fetch.ticket for fetch in only(ev.CancelFetch, effects)] == ["m/standby"]
+    assert [fetch.ticket for fetch in only(ev.CancelFetch, effects)] == ["spare/m"]
     assert [unwatch.model for unwatch in only(ev.Unwatch, effects)] == ["m"]
 
 
@@ -393,8 +393,8 @@ def test_c11_a_failure_after_a_restart_keeps_the_deployment() -> None:
 
 def test_t4_a_fetch_that_is_replaced_leaves_nothing_behind() -> None:
     fetcher = Fetcher("a")
-    fetcher.fetch("m/standby", {digest_of("old"): 10}, "boss", 0.0)
-    effects = fetcher.fetch("m/standby", {digest_of("new"): 10}, "boss", 1.0)
+    fetcher.fetch("spare/m", {digest_of("old"): 10}, "boss", 0.0)
+    effects = fetcher.fetch("spare/m", {digest_of("new"): 10}, "boss", 1.0)
     assert [ignore.digest for ignore in only(tr.Ignore, effects)] == [digest_of("old")]
     assert fetcher.absent(digest_of("old"), "gone") == []
 

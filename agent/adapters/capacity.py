@@ -106,6 +106,16 @@ def measure_health() -> Health:
     )
 
 
+def room_for_spares(limit_bytes: int | None) -> int:
+    """Return how many bytes may be taken for what is only kept ready.
+
+    That is what is left of the device's limit, or half of what the system has to give.
+    """
+    health = measure_health()
+    half = health.memory_available_bytes // 2
+    return half if limit_bytes is None else min(half, limit_bytes - health.memory_used_bytes)
+
+
 def temperature() -> float | None:
     """Return the hottest sensor's temperature in degrees Celsius, where there is one."""
     sensors: dict[str, Any] = getattr(psutil, "sensors_temperatures", dict)()

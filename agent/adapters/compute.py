@@ -140,6 +140,13 @@ class Loader:
             files.drop_pages()
         return self._wrap(segment)
 
+    def lacking(self, program: Program) -> int:
+        """Return how many bytes of weights the segments of `program` have that are not loaded."""
+        new = {spec for spec in program.segments if spec not in self._loaded}
+        return sum(
+            prod(weight.shape) * itemsize(weight.dtype) for spec in new for weight in spec.weights
+        )
+
     def retain(self, programs: Sequence[Program]) -> None:
         """Forget every segment that none of `programs` uses."""
         used = {spec for program in programs for spec in program.segments}

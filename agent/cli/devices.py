@@ -38,6 +38,8 @@ def devices(as_json: Json = False, *, config: Config) -> None:
             for model in status.models:
                 listed = ", ".join(model.devices) or "no device"
                 console.print(f"  {model.name}: {model.state}, epoch {model.epoch}, on {listed}")
+                if model.covered:
+                    console.print(f"    prepared for the loss of any of {', '.join(model.covered)}")
 
 
 def _devices_table(agents: list[Status]) -> Table:

@@ -95,6 +95,7 @@ class Catalog:
                 d.current.devices if d.current else (),
                 d.calibration.measured,
                 calibrated,
+                d.readiness.covered(d.after_loss, d.planned),
             )
             for name, d in sorted(self.deployments.items())
         )

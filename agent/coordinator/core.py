@@ -17,6 +17,7 @@ from agent.coordinator.measuring import Measuring
 from agent.coordinator.membership import Membership
 from agent.coordinator.offers import take_back
 from agent.coordinator.planning import Planning
+from agent.coordinator.pulses import Pulses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -50,6 +51,7 @@ class CoordinatorCore:
         self._name = name
         self._members = Membership()
         self._members.settle(now)
+        self._pulses = Pulses()
         self._catalog = Catalog(deployments, figures)
         self._measuring = Measuring(name, self._catalog, budget_s)
         self._planning = Planning(name, self._members, self._catalog, self._measuring)
@@ -60,6 +62,7 @@ class CoordinatorCore:
     def next_timer(self) -> float | None:
         """Return when a `Tick` is due at the latest."""
         timers = [d.remind_at for d in self._catalog if d.offered]
+        timers += [d.losses_at for d in self._catalog if d.losses_at]
         waits = [d.calibration.until for d in self._catalog]
         waits += [self._members.settled_at, self._announce_at]
         timers += [at for at in waits if at is not None]
@@ -81,6 +84,8 @@ class CoordinatorCore:
             ev.ProbesRefused: self._probes_refused,
             ev.CalibratedSeen: self._calibrated_seen,
             ev.PreparedSeen: self._planning.prepared_seen,
+            ev.ReadySeen: self._planning.ready_seen,
+            ev.BeatSeen: self._beat_seen,
             ev.Reconnected: self._reconnected,
             ev.Tick: self._tick,
         }
@@ -97,6 +102,7 @@ class CoordinatorCore:
     def _status_seen(self, event: ev.StatusSeen, now: float) -> list[Effect]:
         status = event.status
         self._members.hear(status.device, now)
+        self._members.heard_again(status.device, status.session, now)
         effects: list[Effect] = []
         for model, epoch in sorted(status.plans.items()):
             self._catalog.note_epoch(model, epoch)
@@ -111,12 +117,35 @@ class CoordinatorCore:
             changes.append(ev.Log("info", f"{status.device} is {status.state}"))
         if not changes:
             return effects + self._drift_seen(status, now)
-        effects += changes
+        return effects + changes + self._fleet_changed(now)
+
+    def _beat_seen(self, event: ev.BeatSeen, now: float) -> list[Effect]:
+        beat = event.beat
+        if not self._members.heard_again(beat.device, beat.session, now):
+            return []
+        self._pulses.take(beat, now)
+        if not self._members.beating([beat.device], now):
+            # It was taken for dead: what it waits for may be over.
+            return []
+        found: dict[str, None] = {}
+        for model in beat.waits:
+            deployment = self._catalog.get(model)
+            header = deployment.current if deployment is not None else None
+            if header is not None:
+                beating = self._members.beating(header.devices, now)
+                found |= dict.fromkeys(self._pulses.suspects(model, {*beating, beat.device}, now))
+        if not found:
+            return []
+        for device in found:
+            self._members.suspect(device, now)
+        text = "is silent while others wait for it, so it is planned without"
+        logs: list[Effect] = [ev.Log("warning", f"{device} {text}") for device in found]
+        return logs + self._fleet_changed(now)
+
+    def _fleet_changed(self, now: float) -> list[Effect]:
         self._members.settle(now)
-        for deployment in self._catalog:
-            if self._has_lost(deployment, now):
-                effects += self._planning.replan(deployment, now)
-        return effects
+        lost = [deployment for deployment in self._catalog if self._has_lost(deployment, now)]
+        return [e for deployment in lost for e in self._planning.replan(deployment, now)]
 
     def _has_lost(self, deployment: Deployment, now: float) -> bool:
         header = deployment.offered or deployment.current
@@ -145,6 +174,7 @@ class CoordinatorCore:
             effects += self._announce_lost()
         for deployment in self._catalog:
             effects += self._planning.refine(deployment, now)
+            effects += self._planning.losses_due(deployment, now)
             if deployment.offered and now >= deployment.remind_at:
                 effects += self._planning.remind(deployment, deployment.offered, now)
         if self._members.has_settled(now):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.coordinator.calibration import Calibration
+from agent.coordinator.readiness import Readiness
 
 if TYPE_CHECKING:
     from agent.coordinator.events import ComputedPlan, Fleet, Member
@@ -26,7 +27,8 @@ class Deployment:
     the fleet that the planner works on. `waiting` are the clients (sender, reference) to tell.
     `previous` is what was served under this name, until this model has been planned. `calibration`
     is what is known of the devices' speed; while `refining`, the plan that the planner works on is
-    to be weighed against the current one.
+    to be weighed against the current one. `readiness` is what devices have loaded for plans after
+    a loss, which are computed from time `losses_at` on.
     """
 
     package: ModelPackage
@@ -48,3 +50,5 @@ class Deployment:
     previous: Deployment | None = None
     calibration: Calibration = field(default_factory=lambda: Calibration({}))
     refining: bool = False
+    readiness: Readiness = field(default_factory=Readiness)
+    losses_at: float = 0.0

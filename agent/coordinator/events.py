@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agent.wire.calibration import Figures
     from agent.wire.messages import (
+        Beat,
         Calibrated,
         Capacity,
         Control,
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
         ModelState,
         PlanHeader,
         Prepared,
+        Ready,
         Remove,
         Status,
     )
@@ -26,13 +28,15 @@ if TYPE_CHECKING:
 class Member:
     """A device that can be planned with: its id, this life of its agent, its capacity.
 
-    `runtime` is what a layer's time depends on there; timings of another one say nothing.
+    `runtime` is what a layer's time depends on there; timings of another one say nothing. One that
+    `beats` tells that it is alive while it has requests.
     """
 
     device: str
     session: str
     capacity: Capacity
     runtime: str = ""
+    beats: bool = False
 
 
 Fleet = frozenset[str]
@@ -159,6 +163,20 @@ class PreparedSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadySeen:
+    """An agent has loaded programs of plans after a loss."""
+
+    ready: Ready
+
+
+@dataclass(frozen=True, slots=True)
+class BeatSeen:
+    """An agent with unanswered requests is alive."""
+
+    beat: Beat
+
+
+@dataclass(frozen=True, slots=True)
 class Reconnected:
     """The connection to the broker is back; what the broker had retained may be lost."""
 
@@ -182,6 +200,8 @@ Event = (
     | ProbesRefused
     | CalibratedSeen
     | PreparedSeen
+    | ReadySeen
+    | BeatSeen
     | Reconnected
     | Tick
 )

@@ -3,24 +3,42 @@
 Rules: agents tell their status every 15 s, and one that was silent for `SILENT_S` is gone even if
 the broker, restarted or cut off, never published its last will; an old will cannot hide a new
 birth, because a status counts for its own session only; a device that could not prepare a plan of
-a model is not planned with for `EXCLUDE_S`; joins and changes count once the fleet was quiet for
+a model is not planned with for `EXCLUDE_S`; one that was taken for dead and is heard again is held
+back for a while, longer each time; joins and changes count once the fleet was quiet for
 `SETTLE_S`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.coordinator.events import Member
 from agent.wire.messages import runtime_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from agent.wire.messages import Status
 
 SETTLE_S = 0.5
 EXCLUDE_S = 30.0
 SILENT_S = 60.0
 CHANGED_RATIO = 1.5
+FIRST_HOLD_S = 2.0
+LONGEST_HOLD_S = 300.0
+# After so long without a suspicion a device is as good as any.
+CALM_S = 600.0
+
+
+@dataclass(slots=True)
+class _Suspect:
+    """A life of a device that was taken for dead, and when it may be planned with again."""
+
+    session: str
+    since: float
+    hold_s: float
+    returns_at: float | None = None
 
 
 class Membership:
@@ -33,6 +51,7 @@ class Membership:
         self._members: dict[str, Member] = {}
         self._heard: dict[str, float] = {}
         self._excluded: dict[tuple[str, str], float] = {}
+        self._suspects: dict[str, _Suspect] = {}
         self.settled_at: float | None = None
 
     def settle(self, now: float) -> None:
@@ -57,7 +76,7 @@ class Membership:
                 return True
             return False
         runtime = runtime_of(status.capacity, status.versions)
-        member = Member(status.device, status.session, status.capacity, runtime)
+        member = Member(status.device, status.session, status.capacity, runtime, status.beats)
         if before is not None and before.session == status.session and _alike(before, member):
             return False
         self._members[status.device] = member
@@ -66,6 +85,42 @@ class Membership:
     def hear(self, device: str, now: float) -> None:
         """Note that a device told its status at time `now`."""
         self._heard[device] = now
+
+    def heard_again(self, device: str, session: str, now: float) -> bool:
+        """Note a sign of life; return whether it is of a member's present life."""
+        member = self._members.get(device)
+        if member is None or member.session != session:
+            return False
+        suspect = self._suspects.get(device)
+        if suspect is not None and suspect.session == session and suspect.returns_at is None:
+            suspect.returns_at = now + suspect.hold_s
+            if self.settled_at is None:
+                self.settled_at = self.next_return(now)
+        return True
+
+    def suspect(self, device: str, now: float) -> None:
+        """Take a member for dead until it is heard again, and hold it back for a while then."""
+        session, before = self._members[device].session, self._suspects.get(device)
+        hold_s = FIRST_HOLD_S
+        if before is not None and before.session == session and now - before.since < CALM_S:
+            hold_s = min(2 * before.hold_s, LONGEST_HOLD_S)
+        self._suspects[device] = _Suspect(session, now, hold_s)
+
+    def beating(self, devices: Iterable[str], now: float) -> list[str]:
+        """Return which of `devices` are planned with and tell that they are alive."""
+        return [
+            device
+            for device in devices
+            if device in self._members
+            and self._members[device].beats
+            and not self._is_held_back(self._members[device], now)
+        ]
+
+    def _is_held_back(self, member: Member, now: float) -> bool:
+        suspect = self._suspects.get(member.device)
+        if suspect is None or suspect.session != member.session:
+            return False
+        return suspect.returns_at is None or now < suspect.returns_at
 
     def hear_all(self, now: float) -> None:
         """Give every member its time again: the silence was this coordinator's own."""
@@ -86,7 +141,9 @@ class Membership:
 
     def next_return(self, now: float) -> float | None:
         """Return when the next device that is held back may be planned with again."""
-        return min((until for until in self._excluded.values() if until > now), default=None)
+        times = [*self._excluded.values()]
+        times += [s.returns_at for s in self._suspects.values() if s.returns_at is not None]
+        return min((until for until in times if until > now), default=None)
 
     def candidates(self, model: str, now: float) -> tuple[Member, ...]:
         """Return the members that `model` can be planned with, ordered by id."""
@@ -94,6 +151,7 @@ class Membership:
             member
             for device, member in sorted(self._members.items())
             if self._excluded.get((model, device), 0.0) <= now
+            and not self._is_held_back(member, now)
         )
 
 

@@ -89,16 +89,20 @@ def take_back(deployment: Deployment) -> list[Effect]:
 
 
 def standbys(deployment: Deployment, plan: ComputedPlan, coordinator: str) -> list[Effect]:
-    """Return what brings the devices what the plans for losses need beyond `plan`."""
+    """Return what makes the devices ready for the plans after losses, beyond `plan`."""
     effects: list[Effect] = []
+    manifest = deployment.package.manifest
+    programs: dict[str, tuple[BlobRef, ...]] = {}
     for device in sorted(deployment.planned):
-        blobs: dict[str, int] = {}
-        for other in deployment.after_loss.values():
-            if device in other.programs:
-                ref = other.programs[device]
-                blobs |= other.blobs[device] | {ref.digest: ref.nbytes}
+        blobs = {manifest.digest: manifest.nbytes}
+        others = [p for p in deployment.after_loss.values() if device in p.programs]
+        programs[device] = tuple(dict.fromkeys(other.programs[device] for other in others))
+        blobs |= {ref.digest: ref.nbytes for ref in programs[device]}
+        for other in others:
+            blobs |= other.blobs[device]
         extra = {d: n for d, n in blobs.items() if d not in plan.blobs.get(device, {})}
         refs = tuple(BlobRef(digest, nbytes) for digest, nbytes in sorted(extra.items()))
-        standby = Standby(deployment.package.name, coordinator, refs)
+        standby = Standby(deployment.package.name, coordinator, refs, programs[device], manifest)
         effects.append(ev.Tell(device, standby))
+    deployment.readiness.ask(manifest, programs)
     return effects

@@ -2,7 +2,8 @@
 
 Rules: a plan is computed for the devices that are there, prepared by all of its devices while the
 current plan serves, then announced. After each announcement the plans for the loss of any one
-device are computed, and what they need is brought to the devices in advance.
+device are computed, and the devices make them ready in advance; such a plan is announced at once
+when it is needed, if all of its devices have said that they have it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from agent.coordinator.hysteresis import is_misleading, worth_switching
 from agent.coordinator.offers import REMIND_S, is_unchanged, offer, standbys, take_back
 from agent.coordinator.telling import conclude, refuse_all, report
 from agent.wire.messages import Prepare
+
+CALM_S = 2.0
 
 if TYPE_CHECKING:
     from agent.coordinator.catalog import Catalog
@@ -164,6 +167,11 @@ class Planning:
             serve = self._serve(deployment, current, now, announce=False)
             return [*take_back(deployment), *serve]
         header = offer(deployment, plan, sessions, self._name, now)
+        if deployment.readiness.has(plan, sessions):
+            # Requests in flight come first.
+            deployment.losses_at = now + CALM_S
+            serve = self._serve(deployment, header, now, announce=True)
+            return [*serve, self._catalog.persist()]
         text = f"preparing on {', '.join(plan.devices)}"
         return [
             ev.Log("info", text, header.model, header.epoch),
@@ -238,10 +246,25 @@ class Planning:
         )
         return self._compute_next(deployment, members, now)
 
+    def losses_due(self, deployment: Deployment, now: float) -> list[Effect]:
+        """Compute the plans after losses that had to wait for requests in flight."""
+        if not 0.0 < deployment.losses_at <= now:
+            return []
+        deployment.losses_at = 0.0
+        members = self._members.candidates(deployment.package.name, now)
+        return self._compute_next(deployment, members, now)
+
+    def ready_seen(self, event: ev.ReadySeen, _now: float) -> list[Effect]:
+        """Note what a device has loaded for plans after a loss."""
+        deployment = self._catalog.get(event.ready.model)
+        if deployment is not None:
+            deployment.readiness.take(event.ready)
+        return []
+
     def _compute_next(
         self, deployment: Deployment, members: tuple[Member, ...], now: float
     ) -> list[Effect]:
-        if deployment.computing is not None:
+        if deployment.computing is not None or now < deployment.losses_at:
             return []
         refined = self.refine(deployment, now)
         if refined:

@@ -160,6 +160,8 @@ class Demo:
         victims = list(used[1:] or used)
         for attempt in range(min(KILL_ATTEMPTS, len(victims))):
             victim = victims[attempt]
+            self._report(f"making the others ready for the loss of {victim}", 0.0)
+            client.wait_prepared(self.name, victim)
             self._report(f"killing {victim} in flight", attempt / KILL_ATTEMPTS)
             name = client.send(self.name, self.payload, tensors=True, timeout_s=RECOVERY_S)
             client.flush()

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agent import __version__
-from agent.adapters.capacity import measure_capacity, measure_health, runtime_versions
+from agent.adapters.capacity import (
+    measure_capacity,
+    measure_health,
+    room_for_spares,
+    runtime_versions,
+)
 from agent.adapters.compute import gather
 from agent.adapters.logs import log
 from agent.adapters.runtime import RuntimeOptions, check_providers
@@ -66,8 +71,14 @@ class AgentService(Member):
             drills=config.drill.allowed,
         )
         self._pacer = Pacer(config.runtime.slowness, config.runtime.pace_lock)
-        max_bytes = limits.max_payload_mb << 20
-        self._jobs = Jobs(store, self._options, max_bytes, monotonic, self._pacer)
+        self._jobs = Jobs(
+            store,
+            self._options,
+            max_payload_bytes=limits.max_payload_mb << 20,
+            clock=monotonic,
+            pacer=self._pacer,
+            room=self._room_for_spares,
+        )
         folder = config.data_dir / "profiles"
         self._probes = ProbeJobs(store, folder, self._options, monotonic, self._pacer)
         self._executor = self.executor("executor")
@@ -93,6 +104,7 @@ class AgentService(Member):
             "drift": self._core.drift,
             "drills": self.config.drill.allowed,
             "supervised": self.notifier.supervised,
+            "beats": True,
         }
 
     def forgotten(self) -> None:
@@ -306,9 +318,12 @@ class AgentService(Member):
             ev.CancelFetch: lambda e: self.transfer.cancel(e.ticket),
             ev.ReadPlan: self._read_plan,
             ev.Load: self._load,
+            ev.LoadSpare: self._load_spare,
+            ev.Adopt: self._adopt,
             ev.Unload: self._unload,
             ev.Watch: self._watch,
             ev.Unwatch: self._unwatch,
+            ev.Beat: self._beat,
             ev.PlansChanged: self._plans_changed,
             ev.DriftChanged: lambda _: self._tell_status(),
             ev.FailNow: lambda e: drills.fail(self, e.drill),
@@ -421,6 +436,20 @@ class AgentService(Member):
             lambda error: ev.PlanFailed(effect.plan, reason_of(error)),
         )
 
+    def _load_spare(self, effect: ev.LoadSpare) -> None:
+        self._disk.submit(
+            lambda: self._jobs.load_spare(effect.plan, effect.program),
+            lambda error: ev.PlanFailed(effect.plan, reason_of(error)),
+        )
+
+    def _room_for_spares(self) -> int:
+        limit = self.config.runtime.memory_limit_mb
+        return room_for_spares(None if limit is None else limit << 20)
+
+    def _adopt(self, effect: ev.Adopt) -> None:
+        self._programs[effect.plan] = effect.program
+        self._jobs.adopt(effect.plan, effect.spare)
+
     def _unload(self, effect: ev.Unload) -> None:
         self._programs.pop(effect.plan, None)
         self._disk.submit(lambda: self._jobs.unload(effect.plan), lambda _: None)
@@ -433,6 +462,11 @@ class AgentService(Member):
 
     def _watched(self, model: str) -> tuple[str, str]:
         return (f"{self.topics.infer(model)}/#", self.topics.result(model, "+"))
+
+    def _beat(self, effect: ev.Beat) -> None:
+        if self.link.connected:
+            beat = wire.Beat(self.name, self.session, effect.waits, effect.first)
+            self.publish(self.topics.beat(self.name), wire.encode_json(beat), qos=0)
 
     def _plans_changed(self, effect: ev.PlansChanged) -> None:
         self.store.pin(effect.blobs)

@@ -78,6 +78,7 @@ class CoordinatorService(Member):
         if first:
             topics = self.topics
             self.link.subscribe(topics.inbox(self.name), topics.status("+"), topics.plan("+"))
+            self.link.subscribe(topics.beat("+"), qos=0)
         else:
             self._handle(ev.Reconnected())
         self.publish_status()
@@ -116,6 +117,10 @@ class CoordinatorService(Member):
             case Kind.PLAN if message.payload:
                 header = wire.decode_json(message.payload, wire.PlanHeader)
                 self._handle(ev.HeaderSeen(check_header(header, address.subject)))
+            case Kind.BEAT:
+                beat = wire.decode_json(message.payload, wire.Beat)
+                if beat.device == address.subject:
+                    self._handle(ev.BeatSeen(beat))
             case Kind.INBOX:
                 self._control(wire.decode_json(message.payload, wire.Control))
 
@@ -127,6 +132,8 @@ class CoordinatorService(Member):
                 self._handle(ev.RemoveAsked(message))
             case wire.Prepared():
                 self._handle(ev.PreparedSeen(message))
+            case wire.Ready():
+                self._handle(ev.ReadySeen(message))
             case wire.Calibrated():
                 self._handle(ev.CalibratedSeen(message))
             case wire.Want() | wire.Absent():

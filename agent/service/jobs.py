@@ -9,7 +9,7 @@ from agent.adapters.compute import LoadedProgram, Loader
 from agent.adapters.mapping import trim_heap
 from agent.adapters.media import decode_input
 from agent.answers import answer
-from agent.errors import InputError
+from agent.errors import ConfigError, InputError
 from agent.wire.manifest import decode_manifest
 from agent.wire.program import decode_program
 from agent.wire.tensors import tensor_message
@@ -29,18 +29,22 @@ class Jobs:
     """The loaded plans of a device and the work that is done with them.
 
     `run`, `decode` and `conclude` belong to the executor's thread, `read` and `load` to the
-    loader's; a plan is visible to the executor once it is loaded.
+    loader's; a plan is visible to the executor once it is loaded. `room` tells how many bytes of
+    memory spares may still take.
     """
 
     def __init__(
         self,
         store: BlobStore,
         options: RuntimeOptions,
+        *,
         max_payload_bytes: int,
         clock: Callable[[], float],
         pacer: Pacer,
+        room: Callable[[], int],
     ) -> None:
         self._store = store
+        self._room = room
         self._loader = Loader(store, options, pacer.segment)
         self._pacer = pacer
         self._max_payload_bytes = max_payload_bytes
@@ -65,11 +69,31 @@ class Jobs:
         gc.freeze()
         return ev.Loaded(plan)
 
+    def load_spare(self, name: str, program: Program) -> ev.Loaded:
+        """Load a program's segments beside what serves, if there is memory for them.
+
+        Raises:
+            ConfigError: if there is not.
+        """
+        lacking, room = self._loader.lacking(program), self._room()
+        if lacking > room:
+            raise ConfigError(
+                f"it needs {lacking >> 20} MiB of memory, and {max(0, room) >> 20} MiB are left; "
+                "see runtime.memory_limit_mb"
+            )
+        return self.load(name, program)
+
+    def adopt(self, plan: str, spare: str) -> None:
+        """Have a plan run what was loaded as a spare; callable from any thread."""
+        self._manifests[plan] = self._manifests[spare]
+        self._plans[plan] = self._plans[spare]
+
     def unload(self, plan: str) -> None:
         """Forget a plan, and its segments unless another loaded plan uses them."""
         self._plans.pop(plan, None)
         self._manifests.pop(plan, None)
-        self._loader.retain([loaded.program for loaded in self._plans.values()])
+        # A copy: another thread may adopt a plan meanwhile.
+        self._loader.retain([loaded.program for loaded in list(self._plans.values())])
         trim_heap()
 
     def decode(self, job: ev.Decode) -> ev.Decoded:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 512 * 1024
 # What broker_config/ allows: a request of 8 MiB and what is around it.
 MAX_PACKET_BYTES = (8 << 20) + (64 << 10)
+# How often a device with unanswered requests tells that it is alive, in seconds.
+BEAT_S = 0.1
 # How many sends, and how many receives, a trace tells one by one.
 MAX_TRANSFERS = 512
 
@@ -63,7 +65,8 @@ class Health(Struct, frozen=True):
 class ModelState(Struct, frozen=True):
     """What a coordinator says of a deployed model in its status.
 
-    `measured` are the devices whose own times of the model's layers were planned with; where the
+    `covered` are the devices whose loss a plan answers that all others have ready. `measured` are
+    the devices whose own times of the model's layers were planned with; where the
     coordinator does not calibrate (`calibrates`), no more will be.
     """
 
@@ -73,6 +76,7 @@ class ModelState(Struct, frozen=True):
     devices: tuple[DeviceId, ...] = ()
     measured: tuple[DeviceId, ...] = ()
     calibrates: bool = True
+    covered: tuple[DeviceId, ...] = ()
 
 
 class Status(Struct, frozen=True):
@@ -81,7 +85,8 @@ class Status(Struct, frozen=True):
     The last will is the same message with `state` offline, so an old will cannot hide a new birth.
     Behind a dot `session` counts how often the broker has forgotten what was meant for the device.
     `drift` says how many times as long as predicted the steps of a model in `plans` take here,
-    `drills` whether clients may have the agent fail, `supervised` whether systemd runs it.
+    `drills` whether clients may have the agent fail, `supervised` whether systemd runs it, `beats`
+    whether it tells with each `Beat` that it is alive while it has requests.
     """
 
     device: DeviceId
@@ -95,11 +100,25 @@ class Status(Struct, frozen=True):
     drift: dict[ModelName, Ratio] = {}
     drills: bool = False
     supervised: bool = False
+    beats: bool = False
     models: tuple[ModelState, ...] = ()
 
     def ends(self, session: str) -> bool:
         """Tell whether this is the end of the life that `session` is of."""
-        return self.state == "offline" and _life(self.session) == _life(session)
+        return self.state == "offline" and life_of(self.session) == life_of(session)
+
+
+class Beat(Struct, frozen=True):
+    """QoS 0, every `BEAT_S` while a device has unanswered requests: it is alive.
+
+    `waits` are the models of which a request lacks what other devices are to send or answer;
+    `first` is the first beat after there was nothing to do.
+    """
+
+    device: DeviceId
+    session: Text
+    waits: tuple[ModelName, ...] = ()
+    first: bool = False
 
 
 class PlanHeader(Struct, frozen=True):
@@ -134,11 +153,30 @@ class Prepare(Struct, frozen=True, tag="prepare"):
 
 
 class Standby(Struct, frozen=True, tag="standby"):
-    """Coordinator to agent: fetch `blobs` when idle; a plan after a device's loss needs them."""
+    """Coordinator to agent: what plans after a device's loss need, to be made ready when idle.
+
+    `blobs` are to be fetched from `source`, and `programs`, which are among them, to be loaded
+    beside the current plan's where memory allows; `manifest` is what they are of.
+    """
 
     model: ModelName
     source: DeviceId
     blobs: tuple[BlobRef, ...]
+    programs: tuple[BlobRef, ...] = ()
+    manifest: BlobRef | None = None
+
+
+class Ready(Struct, frozen=True, tag="ready"):
+    """Agent to coordinator: the programs (digests) that are loaded here for plans after a loss.
+
+    A plan of such programs and this `manifest` can be announced without being offered.
+    """
+
+    device: DeviceId
+    session: Text
+    model: ModelName
+    manifest: Digest
+    programs: tuple[Digest, ...]
 
 
 class Prepared(Struct, frozen=True, tag="prepared"):
@@ -215,6 +253,7 @@ class Progress(Struct, frozen=True, tag="progress"):
 Control = (
     Prepare
     | Standby
+    | Ready
     | Prepared
     | Calibrate
     | Calibrated
@@ -362,7 +401,8 @@ class Trace(Struct, frozen=True):
     pace: Pace | None = None
 
 
-def _life(session: str) -> str:
+def life_of(session: str) -> str:
+    """Return what of a session names the life of a process."""
     return session.partition(".")[0]
 
 

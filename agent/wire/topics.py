@@ -20,6 +20,7 @@ class Kind(Enum):
     HALO = "halo"
     ECHO = "echo"
     DRILL = "drill"
+    BEAT = "beat"
     PLAN = "plan"
     INFER = "infer"
     RESULT = "result"
@@ -75,6 +76,10 @@ class Topics:
     def response(self, client: str, reference: str) -> str:
         """What agents tell a client of its drill `reference`, as JSON."""
         return f"{self.root}/device/{client}/response/{reference}"
+
+    def beat(self, device: str) -> str:
+        """A device's signs of life while it has requests (JSON, QoS 0)."""
+        return f"{self.root}/device/{device}/beat"
 
     def plan(self, model: str) -> str:
         """The retained JSON header of a model's current plan."""
@@ -133,5 +138,8 @@ class Topics:
         return None
 
 
-_PLAIN = {"device": ("status", "inbox", "halo", "echo", "drill"), "model": ("plan", "infer")}
+_PLAIN = {
+    "device": ("status", "inbox", "halo", "echo", "drill", "beat"),
+    "model": ("plan", "infer"),
+}
 _PER_REQUEST = ("infer", "result", "trace")

@@ -62,6 +62,11 @@ class Calibrations:
         """Tell whether a fetch is of probes."""
         return ticket.startswith(_TICKETS)
 
+    @property
+    def running(self) -> bool:
+        """Whether probes are left to be run."""
+        return any(found.count is not None for found in self._open.values())
+
     def handle(self, event: Event) -> list[Effect]:
         """Take an event of a calibration."""
         match event:

@@ -16,6 +16,7 @@ from agent.worker.drift import Drifts
 from agent.worker.drills import Drills
 from agent.worker.endings import Endings
 from agent.worker.plans import Plan, Plans
+from agent.worker.pulse import Pulse
 from agent.worker.requests import RANK_DELAY_S, Request, State
 from agent.worker.runs import Runs
 
@@ -49,7 +50,7 @@ class WorkerCore:
         self._forget_s = 2 * deadline_s
         self._traces = traces
         self._requests: dict[RequestKey, Request] = {}
-        self._plans = Plans(device)
+        self._plans = Plans(device, session)
         self._endings = Endings(device, self._plans)
         self._admission = Admission(
             self._requests,
@@ -62,6 +63,7 @@ class WorkerCore:
         self._unclaimed = self._admission.unclaimed
         self._runs = Runs(self._requests, self._plans)
         self._early = self._runs.early
+        self._pulse = Pulse(self._plans)
         self._calibrations = Calibrations(device)
         self._drifts = Drifts()
         self._drills = Drills(device, session, allowed=drills)
@@ -85,9 +87,14 @@ class WorkerCore:
 
     def next_timer(self) -> float | None:
         """Return when a `Tick` is due at the latest."""
-        timers = [self._timer_of(request) for request in self._requests.values()]
-        timers += [self._timer_of(request) for request in self._unclaimed]
-        others = (self._early.next_expiry(), self._plans.lapses_at(), self._drills.lapses_at())
+        timers = [self._timer_of(request) for request in self._open()]
+        others = (
+            self._early.next_expiry(),
+            self._plans.lapses_at(),
+            self._plans.spares.due(),
+            self._drills.lapses_at(),
+            self._pulse.due(),
+        )
         return min([*timers, *(at for at in others if at is not None)], default=None)
 
     def _timer_of(self, request: Request) -> float:
@@ -104,15 +111,24 @@ class WorkerCore:
         effects = self._handler(event)(event, now)
         if self._plans.removed:
             effects += self._plans.ended(self._in_flight())
-        # The executor must not idle while pieces are sent.
-        return self._drills.at(event, self._next_job() + effects, self._requests)
+        # What the executor runs must be there; then, it must not idle while pieces are sent.
+        first = [effect for effect in effects if isinstance(effect, ev.Adopt)]
+        rest = [effect for effect in effects if not isinstance(effect, ev.Adopt)]
+        effects = first + self._next_job() + rest + self._next_spare(now)
+        self._pulse.follow(self._open(), now)
+        return self._drills.at(event, effects, self._requests)
 
     def _in_flight(self) -> set[str]:
-        return {request.key.model for request in [*self._requests.values(), *self._unclaimed]}
+        return {request.key.model for request in self._open()}
+
+    def _open(self) -> list[Request]:
+        return [*self._requests.values(), *self._unclaimed]
 
     def _handler(self, event: Event) -> Callable[[Any, float], list[Effect]]:
         if isinstance(event, ev.Fetched | ev.FetchFailed) and self._calibrations.owns(event.ticket):
             return self._calibration_event
+        if self._plans.spares.owns(event):
+            return self._plans.spares.handle
         handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
             ev.StepFinished: self._runs.step_finished,
             ev.StepFailed: self._step_failed,
@@ -212,7 +228,7 @@ class WorkerCore:
         failure = Failure("model", "the model was removed while the request was in flight")
         ended = (State.ANSWERED, State.FAILED)
         effects: list[Effect] = []
-        for request in [*self._requests.values(), *self._unclaimed]:
+        for request in self._open():
             if request.key.model == model and request.state not in ended:
                 named = request if request.key.request else self._admission.named(request)
                 effects += self._endings.give_up(named, failure, now, now)
@@ -298,11 +314,19 @@ class WorkerCore:
     def _is_idle(self) -> bool:
         # Between its steps a request waits for others; a probe would make it wait longer.
         answered = all(r.state in (State.ANSWERED, State.FAILED) for r in self._requests.values())
-        return answered and not self._plans.preparing and not self._leaving
+        busy = self._plans.preparing or self._plans.spares.loading
+        return answered and not busy and not self._leaving
+
+    def _next_spare(self, now: float) -> list[Effect]:
+        spares = self._plans.spares
+        # What is loaded while probes run would count as a layer's time.
+        spares.follow(now, idle=self._is_idle() and not self._calibrations.running)
+        return spares.next_job(now)
 
     def _tick(self, _event: ev.Tick, now: float) -> list[Effect]:
-        effects = self._plans.lapse(now) + self._drills.lapse(now)
-        for request in [*self._requests.values(), *self._unclaimed]:
+        effects = self._pulse.beat(self._open(), now, busy=self._busy)
+        effects += self._plans.lapse(now) + self._drills.lapse(now)
+        for request in self._open():
             if now >= self._timer_of(request):
                 effects += self._overdue(request, now)
         answered = self._admission.recent()

@@ -319,6 +319,23 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadSpare:
+    """Load a program's segments if memory allows; answer with `Loaded` or `PlanFailed`."""
+
+    plan: str
+    program: Program
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Have plan `plan` run what was loaded as `spare`, from now on."""
+
+    plan: str
+    spare: str
+    program: Program
+
+
+@dataclass(frozen=True, slots=True)
 class Unload:
     """Forget the segments of a plan that no other loaded plan uses."""
 
@@ -450,6 +467,14 @@ class PublishTrace:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """Tell that this device is alive; see `agent.wire.messages.Beat`."""
+
+    waits: tuple[str, ...]
+    first: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PlansChanged:
     """The device's active plans are now these (model to epoch): pin blobs, refresh the status."""
 
@@ -493,6 +518,8 @@ Effect = (
     | CancelFetch
     | ReadPlan
     | Load
+    | LoadSpare
+    | Adopt
     | Unload
     | Watch
     | Unwatch
@@ -508,6 +535,7 @@ Effect = (
     | PublishAnswer
     | Republish
     | PublishTrace
+    | Beat
     | PlansChanged
     | DriftChanged
     | FailNow

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.wire.messages import Prepared
 from agent.worker.events import (
+    Adopt,
     CancelFetch,
     Effect,
     Fetch,
@@ -25,10 +26,12 @@ from agent.worker.events import (
     Unwatch,
     Watch,
 )
+from agent.worker.spares import Spares
 
 if TYPE_CHECKING:
     from agent.wire.messages import PlanHeader, Standby
     from agent.wire.program import Program
+    from agent.worker.spares import Spare
 
 
 # Longer than a coordinator waits for the others of a plan.
@@ -63,16 +66,16 @@ class Plan:
 
 
 class Plans:
-    """The active and the pending plan of each model on device `device`.
+    """The active and the pending plan of each model on device `device`, in its life `session`.
 
     `removed` are models that are deployed no more, whose results are watched all the same.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, session: str) -> None:
         self._device = device
         self.active: dict[str, Plan] = {}
         self._pending: dict[str, Plan] = {}
-        self._standby: dict[str, Standby] = {}
+        self.spares = Spares(device, session)
         self.removed: set[str] = set()
 
     @property
@@ -123,8 +126,12 @@ class Plans:
         watched = replaced is not None or self.watches(header.model)
         effects = [] if replaced is None else _cancel(replaced)
         mine = self._device in header.devices
+        spare = self.spares.find(header) if mine else None
         if mine:
             self._pending[header.model] = Plan(header, Stage.PROGRAM, announced)
+        if spare is not None:
+            watch = [] if watched else [Watch(header.model)]
+            return [*effects, *watch, *self._adopt(self._pending[header.model], spare)]
         if announced:
             effects += self._end(header.model)
         if not mine:
@@ -138,10 +145,7 @@ class Plans:
     def keep_ready(self, standby: Standby) -> list[Effect]:
         """Fetch blobs for the plan after a loss, and watch requests: it may have to answer them."""
         watch = [] if self.watches(standby.model) else [Watch(standby.model)]
-        self._standby[standby.model] = standby
-        blobs = {ref.digest: ref.nbytes for ref in standby.blobs}
-        fetch = Fetch(f"{standby.model}/standby", blobs, standby.source)
-        return [*watch, fetch, self._changed()]
+        return [*watch, *self.spares.keep(standby), self._changed()]
 
     def fetched(self, ticket: str) -> list[Effect]:
         """Go on with the plan whose blobs have come."""
@@ -180,7 +184,7 @@ class Plans:
         """Give up a plan that cannot be fetched, read or loaded."""
         plan = self._of(digest.partition("/")[0])
         if plan is None:
-            return [Log("warning", f"could not fetch {digest}: {reason}")]
+            return []
         log = _log("error", f"cannot prepare the plan: {reason}", plan.header)
         told = self._prepared(plan, ok=False, reason=reason)
         return [log, told, *self._give_up(plan.header.model)]
@@ -189,9 +193,8 @@ class Plans:
         """Forget a model that is no longer deployed; its results are watched until `ended`."""
         if self.watches(model):
             self.removed.add(model)
-        standby = self._standby.pop(model, None)
+        effects = self.spares.remove(model)
         pending = self._pending.pop(model, None)
-        effects: list[Effect] = [CancelFetch(f"{model}/standby")] if standby else []
         effects += _cancel(pending) if pending else []
         return [*effects, *self._end(model)]
 
@@ -203,7 +206,7 @@ class Plans:
 
     def admits(self, model: str) -> bool:
         """Tell whether this device takes on a model's requests."""
-        return model in self.active or model in self._pending or model in self._standby
+        return model in self.active or model in self._pending or model in self.spares
 
     def watches(self, model: str) -> bool:
         """Tell whether this device subscribes to a model's requests and results."""
@@ -222,6 +225,15 @@ class Plans:
         if ready and self.active.get(plan.header.model) is not plan:
             return self._activate(plan)
         return []
+
+    def _adopt(self, plan: Plan, spare: Spare) -> list[Effect]:
+        """Take what is loaded already for a plan: it is ready, and serves if it was announced."""
+        if spare.program is None:
+            raise AssertionError("a spare is ready without its program")
+        plan.program, plan.manifest, plan.stage = spare.program, spare.manifest, Stage.READY
+        adopt = Adopt(plan.digest, spare.name, spare.program)
+        then = self._activate(plan) if plan.announced else [self._changed()]
+        return [adopt, self._prepared(plan, ok=True), *then]
 
     def _activate(self, plan: Plan) -> list[Effect]:
         model = plan.header.model
@@ -254,7 +266,7 @@ class Plans:
         blobs = {plan.header.manifest.digest for plan in plans}
         blobs |= {plan.header.programs[self._device].digest for plan in plans}
         blobs |= {digest for plan in plans if plan.program for digest in plan.program.blobs()}
-        blobs |= {ref.digest for standby in self._standby.values() for ref in standby.blobs}
+        blobs |= self.spares.blobs()
         epochs = {model: plan.header.epoch for model, plan in self.active.items()}
         return PlansChanged(epochs, frozenset(blobs))
 

@@ -233,6 +233,17 @@ def test_equal_segments_are_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(made) == 3
 
 
+def test_what_is_loaded_already_takes_no_more_memory() -> None:
+    one, blobs = scale_segment(2, 3.0)
+    two, more = scale_segment(3, 4.0)
+    loader = Loader(MemoryBlobs({**blobs, **more}), OPTIONS)
+    assert loader.lacking(program([one, one, two])) == 2 * 20
+    loader.load(program([one]))
+    assert loader.lacking(program([one, two])) == 20
+    loader.load(program([two]))
+    assert loader.lacking(program([one, two])) == 0
+
+
 def test_a_segment_that_onnxruntime_refuses_is_an_error() -> None:
     content = b"not a graph"
     spec = SegmentSpec(blob_ref(content))

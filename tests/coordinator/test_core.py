@@ -9,9 +9,12 @@ import msgspec
 from agent.coordinator import CoordinatorCore
 from agent.coordinator import events as ev
 from agent.coordinator.core import RETAINED_S
-from agent.coordinator.membership import EXCLUDE_S, SETTLE_S, SILENT_S
+from agent.coordinator.membership import EXCLUDE_S, FIRST_HOLD_S, SETTLE_S, SILENT_S
 from agent.coordinator.offers import PREPARE_S, REMIND_S
+from agent.coordinator.planning import CALM_S
 from agent.wire.messages import (
+    BEAT_S,
+    Beat,
     Capacity,
     Deploy,
     ModelState,
@@ -19,6 +22,7 @@ from agent.wire.messages import (
     Prepare,
     Prepared,
     Progress,
+    Ready,
     Remove,
     Standby,
     Status,
@@ -301,7 +305,11 @@ def test_what_a_loss_would_need_is_brought_to_the_devices() -> None:
         plan = computed(device).plan
         blobs = {blob.digest: blob.nbytes for blob in standby[device].blobs}
         program = plan.programs[device]
-        assert blobs == {**plan.blobs[device], program.digest: program.nbytes}
+        manifest = standby[device].manifest
+        assert manifest is not None
+        own = {ref.digest: ref.nbytes for ref in (program, manifest)}
+        assert blobs == {**plan.blobs[device], **own}
+        assert standby[device].programs == (program,)
         assert standby[device].source == "boss"
         assert only(ev.Persist, effects)[-1].blobs >= blobs.keys()
 
@@ -746,3 +754,172 @@ def test_after_a_restart_a_device_with_a_new_life_has_joined() -> None:
     boss.later(SETTLE_S)
     boss.do(computed("ab"))
     assert offers(boss.done)[-1].joined == ("b",)
+
+
+def ready(boss: Boss, *devices: str, session: str = "1") -> list[ev.Effect]:
+    """Have devices say that they have loaded all that the last standby named."""
+    named = {d: m for d, m in tells(boss.done) if isinstance(m, Standby)}
+    effects = []
+    for device in devices:
+        manifest, refs = named[device].manifest, named[device].programs
+        assert manifest is not None
+        programs = tuple(program.digest for program in refs)
+        message = Ready(device, session, "m", manifest.digest, programs)
+        effects += boss.do(ev.ReadySeen(message))
+    return effects
+
+
+def covering(*devices: str) -> Boss:
+    """Return a coordinator whose devices have the plans for each loss ready."""
+    boss = Boss()
+    boss.online(*devices)
+    boss.deploy()
+    boss.later(SETTLE_S)
+    header = boss.serve(*devices)
+    for lost in header.devices:
+        boss.do(computed(set(devices) - {lost}))
+    ready(boss, *devices)
+    return boss
+
+
+def test_a_loss_that_all_are_ready_for_is_answered_by_one_announcement() -> None:
+    boss = covering("a", "b", "c")
+    effects = boss.offline("b")
+    (header,) = announced(effects)
+    assert (header.epoch, header.devices) == (2, ("a", "c"))
+    assert offers(effects) == []
+    # What waits for the plan does not wait for the disk.
+    kinds = [type(effect) for effect in effects]
+    assert kinds.index(ev.Announce) < kinds.index(ev.Persist)
+    assert shown(boss).state == "serving"
+    assert boss.prepared("a", 2) == []
+
+
+def test_the_losses_that_are_covered_are_shown() -> None:
+    boss = covering("a", "b", "c")
+    assert shown(boss).covered == ("a", "b", "c")
+    boss = covering("a", "b", "c")
+    boss.do(ev.ReadySeen(Ready("c", "1", "m", ref("manifest").digest, ())))
+    assert shown(boss).covered == ("c",)
+
+
+def test_a_loss_that_one_is_not_ready_for_is_offered_first() -> None:
+    boss = serving("a", "b", "c", spare=False)
+    for lost in "abc":
+        boss.do(computed(set("abc") - {lost}))
+    ready(boss, "a", "b")
+    effects = boss.offline("b")
+    assert announced(effects) == []
+    assert [header.devices for header in offers(effects)] == [("a", "c")]
+
+
+def test_what_another_life_of_a_device_had_ready_does_not_count() -> None:
+    boss = covering("a", "b", "c")
+    boss.do(ev.ReadySeen(Ready("c", "0", "m", ref("manifest").digest, ())))
+    assert len(announced(boss.offline("b"))) == 1
+    boss = serving("a", "b", "c", spare=False)
+    for lost in "abc":
+        boss.do(computed(set("abc") - {lost}))
+    ready(boss, "a", "b")
+    ready(boss, "c", session="0")
+    assert announced(boss.offline("b")) == []
+
+
+def test_what_another_manifest_was_of_is_not_ready() -> None:
+    boss = serving("a", "b", "c", spare=False)
+    for lost in "abc":
+        boss.do(computed(set("abc") - {lost}))
+    ready(boss, "a", "b")
+    for device in "ac":
+        programs = tuple(r.digest for r in computed("ac").plan.programs.values())
+        boss.do(ev.ReadySeen(Ready(device, "1", "m", digest_of("other"), programs)))
+    assert announced(boss.offline("b")) == []
+
+
+def test_the_next_losses_are_computed_once_requests_had_time() -> None:
+    boss = covering("a", "b", "c")
+    assert computes(boss.offline("b")) == []
+    assert computes(boss.later(CALM_S - 0.1)) == []
+    assert computes(boss.later(0.1)) == [["c"]]
+
+
+# Silence -----------------------------------------------------------------------------------------
+
+
+def beat(boss: Boss, *devices: str, seconds: float, waits: bool = True) -> list[ev.Effect]:
+    """Have devices beat for a while, one after another."""
+    effects: list[ev.Effect] = []
+    end = boss.now + seconds
+    while boss.now < end:
+        boss.now += BEAT_S
+        for device in devices:
+            message = Beat(device, "1", ("m",) if waits else ())
+            effects += boss.do(ev.BeatSeen(message))
+    return effects
+
+
+def beating(*devices: str) -> Boss:
+    """Return a coordinator that covers the loss of each of its devices, all of which beat."""
+    boss = Boss()
+    for device in devices:
+        status = Status(device, "1", "online", capacity=CAPACITY, beats=True)
+        boss.do(ev.StatusSeen(status))
+    boss.deploy()
+    boss.later(SETTLE_S)
+    header = boss.serve(*devices)
+    for lost in header.devices:
+        boss.do(computed(set(devices) - {lost}))
+    ready(boss, *devices)
+    beat(boss, *devices, seconds=1.0)
+    return boss
+
+
+def test_a_device_that_is_silent_while_others_wait_is_planned_around() -> None:
+    boss = beating("a", "b", "c")
+    (header,) = announced(beat(boss, "a", "c", seconds=1.0))
+    assert header.devices == ("a", "c")
+
+
+def test_nobody_is_planned_around_while_nobody_waits() -> None:
+    boss = beating("a", "b", "c")
+    assert announced(beat(boss, "a", "c", seconds=5.0, waits=False)) == []
+
+
+def test_agents_that_never_beat_are_not_missed() -> None:
+    boss = covering("a", "b", "c")
+    assert announced(beat(boss, "a", "c", seconds=5.0)) == []
+
+
+def test_a_suspect_that_is_heard_again_comes_back_after_a_while_and_later_each_time() -> None:
+    boss, held = beating("a", "b", "c"), []
+    for epoch in (2, 4):
+        assert len(announced(beat(boss, "a", "c", seconds=3.0))) == 1
+        # All have seen the answer by now; the device tells its status as it thaws.
+        beat(boss, "a", "b", "c", seconds=BEAT_S, waits=False)
+        heard = boss.now
+        fleets = computes(boss.later(0.5))
+        while ["a", "b", "c"] not in fleets:
+            assert boss.now < heard + 10 * FIRST_HOLD_S
+            done = [effect for fleet in fleets for effect in boss.do(computed(fleet))]
+            fleets = computes([*done, *boss.later(0.5)])
+        held.append(boss.now - heard)
+        boss.serve("a", "b", "c")
+        assert shown(boss).epoch == epoch + 1
+        for lost in "abc":
+            boss.do(computed(set("abc") - {lost}))
+        ready(boss, "a", "b", "c")
+    assert held[0] >= FIRST_HOLD_S
+    assert held[1] >= 2 * FIRST_HOLD_S
+
+
+def test_what_a_suspect_waits_for_suspects_nobody() -> None:
+    boss = beating("a", "b")
+    assert [h.devices for h in announced(beat(boss, "a", seconds=1.0))] == [("a",)]
+    assert announced(beat(boss, "b", seconds=1.0)) == []
+
+
+def test_a_new_life_of_a_suspect_is_used_at_once() -> None:
+    boss = beating("a", "b", "c")
+    beat(boss, "a", "c", seconds=1.0)
+    boss.online("b", session="2")
+    assert computes(boss.later(SETTLE_S)) == [["a", "b", "c"]]

@@ -161,7 +161,8 @@ def messages(home: Field, model: Reference) -> dict[str, list[bytes]]:
     piece = wire.Piece(plan.digest, "ghost", INPUT, 0, ((0, 1),), memoryview(b"abcd"))
     controls = [
         wire.Prepare(header),
-        wire.Standby("ghost", "ghost", (GHOST,)),
+        wire.Standby("ghost", "ghost", (GHOST,), (GHOST,), GHOST),
+        wire.Ready("ghost", "session", "ghost", NOWHERE, (NOWHERE,)),
         wire.Prepared("ghost", "ghost", 7, ok=True),
         wire.Want("ghost", NOWHERE, 0, 1),
         wire.Absent(NOWHERE, "gone"),
@@ -178,6 +179,7 @@ def messages(home: Field, model: Reference) -> dict[str, list[bytes]]:
         **{topics.inbox(member): control for member in members},
         **{topics.halo(d): [wire.encode_msgpack(h) for h in halos] for d in home.fleet.names},
         **{topics.echo(d): [b"\0\0" + bytes(62)] for d in home.fleet.names},
+        topics.beat("ghost"): [wire.encode_json(wire.Beat("ghost", "session", ("ghost",)))],
         topics.status("ghost"): [wire.encode_json(ghost)],
         topics.plan("ghost"): [wire.encode_json(header)],
         topics.result(model.name, "ghost"): [wire.encode_json(answer)],

@@ -10,7 +10,7 @@ import pytest
 
 from agent.adapters.fleet import ProcessFleet
 from agent.packaging import package_model
-from agent.wire.messages import Control, PlanHeader, Standby, decode_answer, decode_json
+from agent.wire.messages import Control, PlanHeader, Prepare, Standby, decode_answer, decode_json
 from models.vgg16 import build
 from tests.conftest import need_mosquitto
 from tests.field.support import (
@@ -44,7 +44,9 @@ def struck(tmp_path_factory: pytest.TempPathFactory, defects: Reference) -> Iter
     """Three agents on a broker of their own, for these tests to harm."""
     need_mosquitto()
     folder = tmp_path_factory.mktemp("struck")
-    with ProcessFleet(folder, 3, settings=NOMINAL) as fleet:
+    # The broker misses nobody for an hour whose connection does not end.
+    settings = {**NOMINAL, "HALOMQ_BROKER_KEEPALIVE_S": "3600"}
+    with ProcessFleet(folder, 3, settings=settings) as fleet:
         field = field_of(fleet, folder)
         field.wait_online()
         field.deploy(defects)
@@ -128,6 +130,15 @@ def test_a_killed_answering_agent_costs_no_answer(field: Field, defects: Referen
     check_survives_a_kill(field, defects, rank=0)
 
 
+def test_a_frozen_agent_costs_no_answer_and_is_used_again(field: Field, defects: Reference) -> None:
+    victim = field.plan(defects.name).devices[1]
+    with frozen(field, victim):
+        answer = field.infer(defects, picture(1))
+        assert victim not in answer.devices
+    field.wait_for_plan(defects.name, field.fleet.names, newer_than=answer.epoch)
+    assert victim in field.infer(defects, picture(2)).devices
+
+
 def test_an_agent_that_comes_back_is_used_and_fetches_no_weights_again(
     struck: Field, defects: Reference
 ) -> None:
@@ -166,6 +177,14 @@ def test_a_new_plan_after_a_loss_ships_kilobytes(field: Field, vgg: Reference) -
                 lambda: all((folder / digest).exists() for digest in blobs),  # noqa: B023
                 f"{device} to have them",
             )
+        field.wait_seen(
+            lambda statuses, _: any(
+                set(model.covered) == set(before.devices)
+                for model in statuses["coordinator"].models
+                if model.name == "lost"
+            ),
+            "the programs after each loss to be loaded",
+        )
         # What devices have by now reached the listener before a request sent after it.
         vgg.check(client.infer("lost", picture(1), tensors=True), picture(1))
         listener.wait(
@@ -182,6 +201,8 @@ def test_a_new_plan_after_a_loss_ships_kilobytes(field: Field, vgg: Reference) -
     later = listener.messages[first:]
     announced = next(n for n, message in enumerate(later) if message.topic.endswith("/plan"))
     shipped = [message for message in later[:announced] if "/blob/" in message.topic]
+    controls = [m for m in later[:announced] if m.topic.endswith("/inbox")]
+    assert not any(isinstance(decode_json(m.payload, Control), Prepare) for m in controls)
     told = [(message.topic, len(message.payload)) for message in shipped]
     assert sum(nbytes for _, nbytes in told) < KILOBYTES, told
     assert vgg.weight_bytes > 100 * KILOBYTES

@@ -89,6 +89,7 @@ class Client:
         for model, reference in list(self._references.items()):
             if progress.reference == reference and (progress.ok or self.wanted[model] is None):
                 self.agreed[model] = self.wanted[model]
+                self.fleet.touch("models")
                 del self._references[model]
             elif progress.reference == reference:
                 self.fleet.world.after(1.0, self._ask, model, reference)

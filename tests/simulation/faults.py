@@ -115,6 +115,7 @@ class Faults:
         self._felt(node.name, seconds + 1.0, f"has no network for {seconds} s")
         link, connection = node.link, node.link.connection
         link.network = False
+        self._falls_silent(node)
         self.world.after(seconds, self._join, link, connection)
         if connection is not None:
             connection.blocked = True
@@ -130,8 +131,14 @@ class Faults:
         if connection.blocked:
             node.do(partial(node.link.lost, connection))
 
+    def _falls_silent(self, node: Node) -> None:
+        if isinstance(node, Agent):
+            self.fleet.fall_silent(node.name)
+            self.fleet.referee.fell_silent()
+
     def _join(self, link: Link, connection: Connection | None) -> None:
         link.network = True
+        self.fleet.silent.pop(link.client, None)
         if connection is not None:
             connection.unblock()
             if not connection.broker_open:
@@ -142,10 +149,15 @@ class Faults:
         seconds = self.random.choice((0.2, 2.0, 8.0, 25.0))
         self._felt(node.name, seconds + 1.0, f"is frozen for {seconds} s")
         node.frozen = True
+        self._falls_silent(node)
         connection = node.link.connection
-        self.world.after(seconds, node.thaw)
+        self.world.after(seconds, self._thaw, node)
         if connection is not None:
             self.world.after(NOTICED_S, self._miss, node, connection)
+
+    def _thaw(self, node: Node) -> None:
+        self.fleet.silent.pop(node.name, None)
+        node.thaw()
 
     def _miss(self, node: Node, connection: Connection) -> None:
         if node.frozen and node.link.connection is connection:
@@ -225,6 +237,7 @@ class Faults:
         model = self.random.choice(list(self.fleet.client.wanted))
         version = self.random.choice(compute.VERSIONS)
         self.world.tell(f"{model}: version {version} is deployed")
+        self.fleet.touch("models")
         self.fleet.client.want(model, version)
 
     def remove(self) -> None:
@@ -233,6 +246,7 @@ class Faults:
         self.world.tell(f"{model}: is removed")
         now = self.world.now
         self.fleet.referee.removed(model)
+        self.fleet.touch("models")
         self.fleet.referee.disturb(now + 10.0)
         self.fleet.client.want(model, None)
         if self.random.random() < 0.7:
@@ -241,6 +255,7 @@ class Faults:
 
     def _deploy(self, model: str, version: int) -> None:
         if not self._over:
+            self.fleet.touch("models")
             self.world.tell(f"{model}: version {version} is deployed")
             self.fleet.client.want(model, version)
 

@@ -20,10 +20,11 @@ STEADY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The agents' configuration."""
+    """The agents' configuration, and the chance that a device has memory for a spare."""
 
     deadline_s: float = 20.0
     max_in_flight: int = 16
+    room: float = 1.0
 
 
 class Fleet:
@@ -40,6 +41,7 @@ class Fleet:
         self.announced: dict[str, tuple[int, str]] = {}
         self.client = Client(self, BOSS)
         self.struck: set[str] = set()
+        self.silent: dict[str, frozenset[str]] = {}
         self._disks: dict[str, Disk] = {}
         self._touched: dict[str, float] = {}
         self._lives = 0
@@ -65,7 +67,7 @@ class Fleet:
         self._lives += 1
         disk = self._disks.setdefault(name, Disk())
         kind = Coordinator if name == BOSS else Agent
-        node = self.nodes[name] = kind(self, name, disk, f"{name}.{self._lives}")
+        node = self.nodes[name] = kind(self, name, disk, f"{name}-{self._lives}")
         self.touch(name)
         node.link.connect()
         node.schedule()
@@ -81,6 +83,22 @@ class Fleet:
     def touch(self, name: str) -> None:
         """Note that something was done to a member."""
         self._touched[name] = self.world.now
+
+    def fall_silent(self, name: str) -> None:
+        """Note that a device is frozen or cut off, and of which models that is prepared for."""
+        boss = self.nodes.get(BOSS)
+        shown = boss.core._shown() if boss is not None else ()
+        ready = [m.name for m in shown if m.state == "serving" and name in m.covered]
+        self.silent[name] = frozenset(ready)
+
+    def is_prepared(self, model: str) -> bool:
+        """Whether one device is silent, its loss was prepared for, and all else is as it was."""
+        if len(self.silent) != 1:
+            return False
+        ((name, covered),) = self.silent.items()
+        others = {BOSS, NAME, "models", *self.devices} - {name}
+        alive = all(n.alive and not n.leaving for d, n in self.nodes.items() if d in others)
+        return model in covered and alive and all(self.steady(other) for other in others)
 
     def steady(self, name: str) -> bool:
         """Whether nothing was done to a member, nor to the broker, for a while."""
@@ -102,6 +120,10 @@ class Fleet:
     def _overflowed(self) -> None:
         self.world.note("broker: a queue is full")
         self.referee.disturb(self.world.now)
+
+    def has_room(self) -> bool:
+        """Whether a device has memory for what is only kept ready."""
+        return self.world.random.random() < self.limits.room
 
     # How long things take ------------------------------------------------------------------
 

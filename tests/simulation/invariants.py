@@ -22,7 +22,7 @@ from tests.simulation.world import Violation
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from agent.wire.messages import Answer, PlanHeader, Prepared, Status
+    from agent.wire.messages import Answer, PlanHeader, Prepared, Ready, Status
     from tests.simulation.broker import Message
     from tests.simulation.fleet import Fleet
     from tests.simulation.nodes import Agent, Coordinator
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 SLACK_S = 1.0
 # From the end of the last fault: connecting again, settling, planning, preparing, computing.
 RECOVERY_S = 25.0
+# From the moment at which a device falls silent whose loss is prepared for: noticing it, computing.
+SOON_S = 3.0
 LAST_RANK_S = STANDBY_RANK * RANK_DELAY_S
 STARTING_S = 8.0
 # A coordinator may be away for long when it is told.
@@ -77,6 +79,7 @@ class Referee:
         self._orders: dict[tuple[str, str], tuple[int, str]] = {}
         self._heard: dict[tuple[str, str], tuple[int, str]] = {}
         self._prepared: set[tuple[str, str, int]] = set()
+        self._ready: set[tuple[str, str, str]] = set()
         self._statuses: dict[str, dict[str, str]] = {}
         self._seen: set[int] = set()
         self._keep: list[Message] = []
@@ -135,6 +138,7 @@ class Referee:
             asked.accepted += 1
             asked.due = (message.expires_at or 0.0) + LAST_RANK_S + SLACK_S
             self._world.at(asked.due, self._check_due, asked)
+            self._world.after(SOON_S, self._check_soon, asked)
 
     def request_arrived(self, agent: Agent, event: ev.RequestArrived) -> None:
         """Note which life of an agent keeps a request."""
@@ -215,6 +219,18 @@ class Referee:
             if kept:
                 self.fail(f"no answer to {asked.name} in time; {kept[0].name} has it")
 
+    def fell_silent(self) -> None:
+        """Note that a device was frozen or cut off: others are to finish what is in flight."""
+        for asked in self.asked.values():
+            if asked.accepted and self.missing(asked):
+                self._world.after(SOON_S, self._check_soon, asked)
+
+    def _check_soon(self, asked: Asked) -> None:
+        lives = asked.at + asked.life_s > self._world.now
+        kept = any(agent.alive and agent.name not in self._fleet.silent for agent in asked.holders)
+        if lives and kept and self.missing(asked) and self._fleet.is_prepared(asked.model):
+            self.fail(f"{asked.name} still waits for a device that fell silent {SOON_S} s ago")
+
     def missing(self, asked: Asked) -> bool:
         """Whether a request lacks an answer."""
         kept = Counter(agent.session for agent in asked.holders if agent.alive)
@@ -261,6 +277,20 @@ class Referee:
         elif status.ends(heard.get(status.device, "")):
             del heard[status.device]
 
+    def suspected(self, coordinator: Coordinator) -> None:
+        """Check that no device is taken for dead that is as lively as ever."""
+        held = coordinator.core._members._suspects
+        for device, suspect in held.items():
+            if suspect.returns_at is not None or suspect.since != coordinator.clock():
+                continue
+            steady = self._fleet.steady(device) and self._fleet.steady(coordinator.name)
+            node = self._fleet.nodes[device]
+            there = node.alive and node.link.connected and node.told_session == suspect.session
+            # A device that has nothing of what others wait for is silent, and of no help to them.
+            beats = there and node.core._pulse.due() is not None
+            if beats and steady and not self._fleet.weather.dropped:
+                self.fail(f"{device} is suspected without a reason")
+
     def planning(self, coordinator: Coordinator) -> None:
         """Check that a coordinator plans with the devices that it knows to be there."""
         members = coordinator.core._members._members
@@ -278,15 +308,21 @@ class Referee:
             key = (coordinator.session, f"{message.device} {message.model}", message.epoch)
             self._prepared.add(key)
 
+    def ready_heard(self, coordinator: Coordinator, message: Ready) -> None:
+        """Note what an agent says it has loaded for plans after a loss."""
+        for program in message.programs:
+            self._ready.add((coordinator.session, message.device, program))
+
     def announcing(self, coordinator: Coordinator, header: PlanHeader) -> None:
-        """Check that a plan was prepared by all of its devices in this coordinator's life."""
+        """Check that all devices of a plan had it, or its program, in this coordinator's life."""
         retained = self._fleet.announced.get(header.model, (0, ""))
         if header.order <= retained:
             return
         self._fleet.announced[header.model] = header.order
         for device in header.devices:
             key = (coordinator.session, f"{device} {header.model}", header.epoch)
-            if key not in self._prepared:
+            ready = (coordinator.session, device, header.programs[device].digest)
+            if key not in self._prepared and ready not in self._ready:
                 self.fail(f"epoch {header.epoch} is announced, but {device} has not prepared it")
 
     # The end -------------------------------------------------------------------------------
@@ -319,7 +355,8 @@ class Referee:
             if count:
                 self.fail(f"{agent.name} still has {count} {what}")
         used = {plan.digest for plan in core._plans.active.values()}
-        if set(agent.loaded) != used or set(agent.programs) != used:
+        spares = {spare.name for spare in core._plans.spares._all()}
+        if set(agent.loaded) != used | spares or set(agent.programs) != used:
             self.fail(f"{agent.name} keeps plans loaded that nobody uses")
 
     def check_plans(self, wanted: dict[str, int | None]) -> None:

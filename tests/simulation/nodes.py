@@ -264,7 +264,7 @@ class Agent(Node):
             if state == "online":
                 capacity, plans = compute.capacity_of(self.name), dict(self._epochs)
                 status = wire.Status(
-                    self.name, self.told_session, state, capacity=capacity, plans=plans
+                    self.name, self.told_session, state, capacity=capacity, plans=plans, beats=True
                 )
             self.link.publish(Message("status", self.name, status, self.name, retain=True))
 
@@ -344,6 +344,11 @@ class Agent(Node):
             case ev.Load(plan, program):
                 self.programs[plan] = program
                 self._on_disk(partial(self._load, plan, program))
+            case ev.LoadSpare(name, program):
+                self._on_disk(partial(self._load_spare, name, program))
+            case ev.Adopt(plan, spare, program):
+                self.programs[plan] = program
+                self.loaded[plan] = self.loaded[spare]
             case ev.Unload(plan):
                 self.programs.pop(plan, None)
                 self._on_disk(partial(self._unload, plan))
@@ -371,6 +376,10 @@ class Agent(Node):
                 )
             case ev.PublishTrace(model, trace):
                 self.link.publish(Message("trace", model, trace, self.name, qos=0))
+            case ev.Beat(waits, first):
+                if self.link.connected:
+                    beat = wire.Beat(self.name, self.told_session, waits, first)
+                    self.link.publish(Message("beat", self.name, beat, self.name, qos=0))
             case ev.PlansChanged(epochs):
                 if epochs != self._epochs:
                     self._epochs = epochs
@@ -406,6 +415,11 @@ class Agent(Node):
             return ev.PlanFailed(plan, "its segments are gone")
         self.loaded[plan] = program
         return ev.Loaded(plan)
+
+    def _load_spare(self, name: str, program: Program) -> ev.Event:
+        if not self.fleet.has_room():
+            return ev.PlanFailed(name, "there is no room for it")
+        return self._load(name, program)
 
     def _unload(self, plan: str) -> None:
         self.loaded.pop(plan, None)
@@ -456,7 +470,8 @@ class Coordinator(Node):
     def connected(self, *, first: bool) -> None:
         """See `CoordinatorService.connected`."""
         if first:
-            self.link.subscribe(("inbox", self.name), ("status", "+"), ("plan", "+"))
+            topics = (("inbox", self.name), ("status", "+"), ("plan", "+"), ("beat", "+"))
+            self.link.subscribe(*topics)
         else:
             self._handle(co.Reconnected())
         self._publish_status()
@@ -488,6 +503,9 @@ class Coordinator(Node):
                 self._handle(co.StatusSeen(content))
             case "plan" if content is not None:
                 self._handle(co.HeaderSeen(content))
+            case "beat":
+                self._handle(co.BeatSeen(content))
+                self.fleet.referee.suspected(self)
             case "inbox":
                 self._control(content)
 
@@ -500,6 +518,9 @@ class Coordinator(Node):
             case wire.Prepared():
                 self.fleet.referee.prepared_heard(self, message)
                 self._handle(co.PreparedSeen(message))
+            case wire.Ready():
+                self.fleet.referee.ready_heard(self, message)
+                self._handle(co.ReadySeen(message))
 
     def _handle(self, event: co.Event, now: float | None = None) -> None:
         for effect in self.core.handle(event, self.clock() if now is None else now):

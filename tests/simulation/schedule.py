@@ -157,7 +157,7 @@ def _weather(random: Random) -> Weather:
 
 
 def _limits(random: Random) -> Limits:
-    return Limits(deadline_s=20.0, max_in_flight=random.choice((16, 16, 3)))
+    return Limits(deadline_s=20.0, max_in_flight=random.choice((16, 16, 3)), room=0.9)
 
 
 __all__ = ["NAME", "Outcome", "Schedule", "play"]

@@ -12,11 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.coordinator import offers
+from agent.coordinator import offers, pulses
 from agent.coordinator.catalog import Catalog
 from agent.coordinator.core import CoordinatorCore
 from agent.coordinator.membership import Membership
 from agent.coordinator.planning import Planning
+from agent.coordinator.pulses import Pulses
+from agent.coordinator.readiness import Readiness
 from agent.wire.messages import PlanHeader
 from agent.worker import core, endings
 from agent.worker import events as ev
@@ -27,6 +29,7 @@ from agent.worker.endings import Endings
 from agent.worker.plans import Plans
 from agent.worker.requests import Request, State
 from agent.worker.runs import Runs
+from agent.worker.spares import Spares
 from agent.worker.unclaimed import Unclaimed
 from tests.simulation.schedule import play
 
@@ -200,7 +203,44 @@ def epochs_begin_again_with_a_new_disk(patch: Patch) -> None:
     patch.setattr(Catalog, "note_epoch", lambda *_: None)
 
 
+def silence_of_one_device_is_no_sign(patch: Patch) -> None:
+    patch.setattr(Pulses, "suspects", lambda *_: [])
+
+
+def whoever_pauses_is_taken_for_dead(patch: Patch) -> None:
+    patch.setattr(pulses, "SILENCE_S", 0.0)
+    patch.setattr(pulses, "TIMES", 0.0)
+    patch.setattr(pulses, "OUTLYING", 0.0)
+
+
+def who_was_taken_for_dead_never_comes_back(patch: Patch) -> None:
+    whole = Membership.heard_again
+
+    def heard(members: Membership, device: str, session: str, now: float) -> bool:
+        return device not in members._suspects and whole(members, device, session, now)
+
+    patch.setattr(Membership, "heard_again", heard)
+
+
+def a_plan_is_announced_though_nobody_has_it_ready(patch: Patch) -> None:
+    patch.setattr(Readiness, "has", lambda *_: True)
+
+
+def what_is_kept_ready_stays_loaded_for_ever(patch: Patch) -> None:
+    whole = Spares.keep
+
+    def keep(spares: Spares, standby: Any) -> list[ev.Effect]:
+        return [e for e in whole(spares, standby) if not isinstance(e, ev.Unload)]
+
+    patch.setattr(Spares, "keep", keep)
+
+
 MUTATIONS: dict[Any, tuple[int, ...]] = {
+    a_plan_is_announced_though_nobody_has_it_ready: (0,),
+    silence_of_one_device_is_no_sign: (0,),
+    what_is_kept_ready_stays_loaded_for_ever: (0,),
+    who_was_taken_for_dead_never_comes_back: (0,),
+    whoever_pauses_is_taken_for_dead: (0,),
     a_loss_is_not_planned_around: (0, 1),
     a_new_plan_does_not_start_requests_again: (63, 70),
     a_removed_model_is_watched_no_more: (263, 299),

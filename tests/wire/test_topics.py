@@ -21,6 +21,7 @@ def test_every_topic_is_read_back(fleet: str, subject: str, request: str) -> Non
         topics.inbox(subject): Address(Kind.INBOX, subject),
         topics.halo(subject): Address(Kind.HALO, subject),
         topics.echo(subject): Address(Kind.ECHO, subject),
+        topics.beat(subject): Address(Kind.BEAT, subject),
         topics.plan(subject): Address(Kind.PLAN, subject),
         topics.infer(subject): Address(Kind.INFER, subject),
         topics.infer(subject, request): Address(Kind.INFER, subject, request),

@@ -39,7 +39,7 @@ def prepare(plans: Plans, plan: PlanHeader) -> list[Effect]:
 
 
 def serving(epoch: int = 1) -> tuple[Plans, PlanHeader]:
-    plans, plan = Plans("a"), header(epoch)
+    plans, plan = Plans("a", "s"), header(epoch)
     plans.offer(plan, announced=True)
     prepare(plans, plan)
     assert plans.active["m"].header == plan
@@ -51,7 +51,7 @@ def told(effects: list[Effect]) -> list[Prepared]:
 
 
 def test_a_plan_goes_through_its_stages_and_the_coordinator_is_told() -> None:
-    plans, plan = Plans("a"), header(3)
+    plans, plan = Plans("a", "s"), header(3)
     program = programs()["a"]
     assert plans.offer(plan, announced=False) == [
         ev.Watch("m"),
@@ -71,7 +71,7 @@ def test_a_plan_goes_through_its_stages_and_the_coordinator_is_told() -> None:
 
 
 def test_what_is_prepared_is_pinned_before_it_is_loaded() -> None:
-    plans, plan = Plans("a"), header(1)
+    plans, plan = Plans("a", "s"), header(1)
     program = programs()["a"]
     plans.offer(plan, announced=False)
     plans.fetched(f"{plan.digest}/program")
@@ -84,7 +84,7 @@ def test_what_is_prepared_is_pinned_before_it_is_loaded() -> None:
 
 
 def test_events_out_of_order_do_nothing() -> None:
-    plans, plan = Plans("a"), header(1)
+    plans, plan = Plans("a", "s"), header(1)
     program = programs()["a"]
     plans.offer(plan, announced=True)
     assert plans.loaded(plan.digest) == []
@@ -104,7 +104,7 @@ def test_events_of_an_unknown_plan_do_nothing() -> None:
 
 
 def test_a_prepared_plan_does_not_serve_before_it_is_announced() -> None:
-    plans, plan = Plans("a"), header(1)
+    plans, plan = Plans("a", "s"), header(1)
     plans.offer(plan, announced=False)
     prepare(plans, plan)
     assert plans.active == {}
@@ -114,7 +114,7 @@ def test_a_prepared_plan_does_not_serve_before_it_is_announced() -> None:
 
 
 def test_a_plan_that_is_announced_while_it_is_prepared_serves_once_loaded() -> None:
-    plans, plan = Plans("a"), header(1)
+    plans, plan = Plans("a", "s"), header(1)
     plans.offer(plan, announced=False)
     assert plans.offer(plan, announced=True) == []
     effects = prepare(plans, plan)
@@ -189,7 +189,7 @@ def test_a_newer_offer_takes_the_place_of_the_one_in_preparation() -> None:
 
 
 def test_an_offer_that_comes_again_is_answered_again() -> None:
-    plans, plan = Plans("a"), header(1)
+    plans, plan = Plans("a", "s"), header(1)
     plans.offer(plan, announced=False)
     assert plans.offer(plan, announced=False) == []
     prepare(plans, plan)
@@ -222,7 +222,7 @@ def test_an_offer_without_this_device_leaves_the_current_plan() -> None:
 
 @pytest.mark.parametrize("ticket", ["/program", "/blobs", ""])
 def test_a_failure_is_reported_with_its_reason(ticket: str) -> None:
-    plans, plan = Plans("a"), header(2)
+    plans, plan = Plans("a", "s"), header(2)
     plans.offer(plan, announced=True)
     effects = plans.failed(plan.digest + ticket, "no space left")
     assert told(effects) == [Prepared("a", "m", 2, ok=False, reason="no space left")]
@@ -243,7 +243,7 @@ def test_a_failure_leaves_the_current_plan() -> None:
 
 
 def test_a_long_reason_fits_into_the_message() -> None:
-    plans, plan = Plans("a"), header(1)
+    plans, plan = Plans("a", "s"), header(1)
     plans.offer(plan, announced=False)
     assert len(told(plans.failed(plan.digest, "x" * 10_000))[0].reason) <= 4096
 
@@ -252,7 +252,7 @@ def test_a_long_reason_fits_into_the_message() -> None:
     "program", [programs()["b"], programs(model="other")["a"]], ids=["device", "model"]
 )
 def test_a_program_for_somebody_else_is_a_failure(program: Program) -> None:
-    plans, plan = Plans("a"), header(1)
+    plans, plan = Plans("a", "s"), header(1)
     plans.offer(plan, announced=False)
     plans.fetched(f"{plan.digest}/program")
     effects = plans.read(plan.digest, program, MANIFEST)
@@ -260,7 +260,7 @@ def test_a_program_for_somebody_else_is_a_failure(program: Program) -> None:
 
 
 def test_a_plan_can_be_offered_again_after_a_failure() -> None:
-    plans, plan = Plans("a"), header(1)
+    plans, plan = Plans("a", "s"), header(1)
     plans.offer(plan, announced=False)
     plans.failed(plan.digest, "no space left")
     plans.offer(plan, announced=False)
@@ -308,7 +308,7 @@ def test_a_removed_model_that_is_deployed_again_stays_watched() -> None:
 
 
 def test_removing_a_model_stops_its_preparation() -> None:
-    plans, plan = Plans("a"), header(1)
+    plans, plan = Plans("a", "s"), header(1)
     plans.offer(plan, announced=False)
     effects = plans.remove("m")
     assert len(only(ev.CancelFetch, effects)) == 2
@@ -319,7 +319,7 @@ def test_standby_blobs_are_fetched_and_pinned_with_the_plan() -> None:
     plans, plan = serving()
     extra = (ref("after a loss", 7), ref("other", 8))
     fetch, changed = plans.keep_ready(Standby("m", "boss", extra))
-    assert fetch == ev.Fetch("m/standby", {r.digest: r.nbytes for r in extra}, "boss")
+    assert fetch == ev.Fetch("spare/m", {r.digest: r.nbytes for r in extra}, "boss")
     assert isinstance(changed, ev.PlansChanged)
     assert {r.digest for r in extra} | {plan.manifest.digest} <= changed.blobs
     assert changed.epochs == {"m": 1}
@@ -336,11 +336,11 @@ def test_new_standby_blobs_take_the_place_of_the_old() -> None:
 def test_standby_blobs_that_cannot_be_had_harm_nothing() -> None:
     plans, _ = serving()
     plans.keep_ready(Standby("m", "boss", (ref("extra"),)))
-    effects = plans.failed("m/standby", "its holder is gone")
+    effects = plans.spares.handle(ev.FetchFailed("spare/m", "its holder is gone"), 0.0)
     assert [log.level for log in only(ev.Log, effects)] == ["warning"]
     assert told(effects) == []
     assert isinstance(plans.active["m"], Plan)
-    assert plans.fetched("m/standby") == []
+    assert plans.spares.handle(ev.Fetched("spare/m"), 0.0) == []
 
 
 def test_an_offer_replaces_another_of_its_epoch_from_a_coordinator_that_lost_its_disk() -> None:
