@@ -1,13 +1,22 @@
-"""Logs on stderr (journald adds the time there): one line an event, fields at its end."""
+"""Logs on stderr (journald adds the time there): one line an event, fields at its end.
+
+Of lines that are alike some are told and the others counted (`agent.adapters.throttle`).
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import threading
+import time
 from typing import Any
 
+from agent.adapters.throttle import Throttle
+
 LOGGER = logging.getLogger("halomq")
+_THROTTLE = Throttle()
+_LOCK = threading.Lock()
 FIELDS = ("device", "model", "request", "epoch")
 
 
@@ -41,5 +50,21 @@ def start_logging(level: str, device: str) -> None:
 
 def log(level: str, text: str, **fields: Any) -> None:
     """Log one line; `fields` may be `device`, `model`, `request` and `epoch`."""
+    settle()
+    with _LOCK:
+        admitted = _THROTTLE.admits(level, text, time.monotonic())
+    if admitted:
+        _write(level, text, fields)
+
+
+def settle() -> None:
+    """Tell how many lines were left out, where their time is over; call it about once a second."""
+    with _LOCK:
+        lines = _THROTTLE.settle(time.monotonic())
+    for level, text in lines:
+        _write(level, text, {})
+
+
+def _write(level: str, text: str, fields: dict[str, Any]) -> None:
     extra = {f"halomq_{name}": value for name, value in fields.items()}
     LOGGER.log(logging.getLevelName(level.upper()), text, extra=extra)

@@ -19,6 +19,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from agent.adapters.outgoing import Outgoing
+from agent.adapters.patient_client import PatientClient
 from agent.errors import BrokerError
 from agent.wire.messages import MAX_PACKET_BYTES
 
@@ -37,6 +39,8 @@ CLOSE_S = 1.0
 SEND_BUFFER_BYTES = 4 << 20
 TOPIC_OVERHEAD_BYTES = 1024
 NOBODY_LISTENS = 16  # PUBACK's reason "no matching subscribers"
+# The user property by which a client says who it is.
+SENDER = "client"
 UNSUPPORTED_VERSION = ("Unsupported protocol version", "Unacceptable protocol version")
 REFUSED_LOGIN = ("Bad user name or password", "Not authorized", "Banned")
 
@@ -61,7 +65,10 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message; `expires_s` is what is left of its expiry (MQTT 5)."""
+    """A message; `expires_s` is what is left of its expiry (MQTT 5).
+
+    `client` is who sent it, in its own words: the user property `client`.
+    """
 
     topic: str
     payload: bytes
@@ -71,6 +78,7 @@ class Received:
     response_topic: str | None = None
     correlation: bytes | None = None
     expires_s: float | None = None
+    client: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +92,14 @@ class Acknowledged:
     heard: bool = True
 
 
-LinkEvent = Connected | Disconnected | Received | Acknowledged
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A message was dropped, because it is none that MQTT allows."""
+
+    reason: str
+
+
+LinkEvent = Connected | Disconnected | Received | Acknowledged | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +125,9 @@ class Link:
         self._version = MQTTProtocolVersion.MQTTv5
         self._subscriptions: dict[str, int] = {}
         self._limit = MAX_PACKET_BYTES
-        self._client: paho.Client | None = None
-        self._resumable: paho.Client | None = None
+        self._client: PatientClient | None = None
+        self._resumable: PatientClient | None = None
+        self._outgoing = Outgoing()
         self._accepted = False
         self._attempts = 0
         self.events: deque[LinkEvent] = deque()
@@ -204,8 +220,11 @@ class Link:
 
     def read(self) -> None:
         """Take what the socket has; events follow."""
-        if self._client is not None:
-            self._check(self._client.loop_read())
+        client = self._client
+        if client is None:
+            return
+        self._check(client.loop_read())
+        self.events.extend(Unreadable(reason) for reason in client.take_unreadable())
 
     def write(self) -> None:
         """Write what waits and the socket takes."""
@@ -241,13 +260,16 @@ class Link:
         response_topic: str | None = None,
         correlation: bytes | None = None,
         expires_s: float | None = None,
+        sender: str | None = None,
     ) -> int:
         """Publish a message; return the number that `Acknowledged` will name for QoS 1.
 
-        Properties are left out where the broker speaks MQTT 3.1.1.
+        Properties are left out where the broker speaks MQTT 3.1.1; `sender` is the user property
+        `client`.
 
         Raises:
-            BrokerError: if there is no connection, or the message is over the broker's limit.
+            BrokerError: if there is no connection, too much waits for it already, or the message
+                is over the broker's limit.
         """
         client = self._client or self._resumable
         if client is None or (self._client is None and qos == 0):
@@ -257,41 +279,42 @@ class Link:
                 f"a message of {len(payload)} bytes to {topic} is over the limit of {self._limit} "
                 "bytes; send a smaller picture, or raise the broker's max_packet_size"
             )
+        refusal = self._outgoing.refusal(len(payload), qos)
+        if refusal is not None:
+            raise BrokerError(f"the connection to the broker is too slow for {topic}: {refusal}")
         properties = None
         if self.speaks_v5:
-            properties = _properties(PacketTypes.PUBLISH)
-            if content_type is not None:
-                properties.ContentType = content_type
-            if response_topic is not None:
-                properties.ResponseTopic = response_topic
-            if correlation is not None:
-                properties.CorrelationData = correlation
-            if expires_s is not None:
-                properties.MessageExpiryInterval = max(1, round(expires_s))
+            properties = _told(content_type, response_topic, correlation, expires_s, sender)
         sent = client.publish(topic, payload, qos, retain, properties)
         if sent.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
             raise BrokerError("too many messages wait for the connection to the broker")
+        # Paho may have written a message of QoS 0, and told so, before it returned.
+        if qos or (sent.rc == MQTTErrorCode.MQTT_ERR_SUCCESS and not sent.is_published()):
+            self._outgoing.add(sent.mid, len(payload), qos)
         return sent.mid
 
-    def _resume(self) -> paho.Client | None:
+    def _resume(self) -> PatientClient | None:
         # The client that was connected before sends again what the broker has not acknowledged.
         if self._resumable is not None:
             self._resumable.reconnect()
         return self._resumable
 
-    def _begin(self) -> paho.Client:
+    def _begin(self) -> PatientClient:
         client = self._make_client()
+        self._outgoing.clear()
         broker = self._broker
         arguments: dict[str, Any] = {}
         if self.speaks_v5:
             arguments["properties"] = _properties(PacketTypes.CONNECT)
             arguments["properties"].SessionExpiryInterval = SESSION_S
+            # The broker drops what is larger, so that nobody can fill this process's memory.
+            arguments["properties"].MaximumPacketSize = MAX_PACKET_BYTES
         client.connect(broker.host, broker.effective_port, broker.keepalive_s, **arguments)
         return client
 
-    def _make_client(self) -> paho.Client:
+    def _make_client(self) -> PatientClient:
         broker = self._broker
-        client = paho.Client(
+        client = PatientClient(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             clean_session=None if self.speaks_v5 else True,
@@ -330,6 +353,7 @@ class Link:
         if sock is not None:
             sock.close()
         self._attempts += 1
+        self._outgoing.broken()
         if self._resumable is None:
             # Brokers that know no MQTT 5 may just hang up, so the versions take turns.
             self._version = (
@@ -346,7 +370,7 @@ class Link:
             return
         self._accepted = True
         self._attempts = 0
-        self._resumable = client
+        self._resumable = self._client
         offered = getattr(properties, "MaximumPacketSize", None)
         self._limit = min(MAX_PACKET_BYTES, offered or MAX_PACKET_BYTES)
         allowed = getattr(properties, "ReceiveMaximum", None)
@@ -387,17 +411,40 @@ class Link:
                 response_topic=getattr(properties, "ResponseTopic", None),
                 correlation=getattr(properties, "CorrelationData", None),
                 expires_s=getattr(properties, "MessageExpiryInterval", None),
+                client=dict(getattr(properties, "UserProperty", ())).get(SENDER),
             )
         )
 
     def _on_publish(
         self, _client: Any, _userdata: Any, number: int, reason: Any, _properties: Any
     ) -> None:
+        self._outgoing.done(number)
         self.events.append(Acknowledged(number, reason.value != NOBODY_LISTENS))
 
 
 def _properties(packet: int) -> Properties:
     return Properties(packet)  # type: ignore[no-untyped-call]
+
+
+def _told(
+    content_type: str | None,
+    response_topic: str | None,
+    correlation: bytes | None,
+    expires_s: float | None,
+    sender: str | None,
+) -> Properties:
+    properties = _properties(PacketTypes.PUBLISH)
+    told = {
+        "ContentType": content_type,
+        "ResponseTopic": response_topic,
+        "CorrelationData": correlation,
+        "MessageExpiryInterval": None if expires_s is None else max(1, round(expires_s)),
+        "UserProperty": None if sender is None else (SENDER, sender),
+    }
+    for name, value in told.items():
+        if value is not None:
+            setattr(properties, name, value)
+    return properties
 
 
 def _tune_socket(_client: Any, _userdata: Any, sock: Any) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from agent import __version__
-from agent.adapters.logs import log
-from agent.adapters.mqtt import Connected, Disconnected, Link, LinkEvent, Received, Will
+from agent.adapters.logs import log, settle
+from agent.adapters.mqtt import Connected, Disconnected, Link, LinkEvent, Received, Unreadable, Will
 from agent.adapters.systemd import Notifier
 from agent.errors import BrokerError, HaloMQError, WireError, reason_of
 from agent.service.executor import Executor
@@ -184,6 +184,8 @@ class Member(ABC):
                         self.fail(self._failure)
             case Received():
                 self._take(event)
+            case Unreadable(reason):
+                log("warning", f"dropped a message that cannot be read: {reason}")
 
     def on_post(self, item: object) -> None:
         """Take what a thread of this member, or a signal handler, posted."""
@@ -201,6 +203,7 @@ class Member(ABC):
         if not self._was_connected and now - self._started > FIRST_CONNECTION_S:
             self.fail(self._failure or BrokerError("the broker does not answer"))
         self._feed_watchdog(now)
+        settle()
         return self.turn(now)
 
     def _take(self, message: Received) -> None:

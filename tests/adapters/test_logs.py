@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from agent.adapters.logs import log, start_logging
+from agent.adapters import logs
+from agent.adapters.logs import log, settle, start_logging
+from agent.adapters.throttle import OTHER_BURST, WINDOW_S, Throttle
 
 if TYPE_CHECKING:
     import pytest
@@ -35,3 +37,19 @@ def test_lines_carry_the_time_outside_journald(
     start_logging("info", "pi-1")
     log("info", "hello")
     assert re.match(r"info: \d{4}-\d\d-\d\d .* hello device=pi-1\n", capsys.readouterr().err)
+
+
+def test_a_flood_of_lines_is_cut_and_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(logs, "_THROTTLE", Throttle())
+    monkeypatch.setattr("agent.adapters.logs.time.monotonic", lambda: now)
+    start_logging("info", "pi-1")
+    for number in range(OTHER_BURST + 7):
+        log("warning", f"refused {number}")
+    assert len(capsys.readouterr().err.splitlines()) == OTHER_BURST
+    now += WINDOW_S
+    settle()
+    assert "warning: " in (line := capsys.readouterr().err)
+    assert "... 7 more like this in the last 10 s: refused * device=pi-1" in line
