@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 QUIET_S = 0.4
 FIRST_WAIT_S = 1.0
+MAX_KEPT = 4096
 DEPLOY_SILENCE_S = 120.0
 
 
@@ -381,7 +382,11 @@ class Client:
     def _ask(self, question: Question) -> None:
         left = max(0.0, question.deadline - time.monotonic())
         question.number = self._link.publish(
-            question.topic, question.payload, content_type=question.content_type, expires_s=left
+            question.topic,
+            question.payload,
+            content_type=question.content_type,
+            expires_s=left,
+            sender=self.name,
         )
 
     def _take_events(self) -> None:
@@ -389,7 +394,8 @@ class Client:
         while self._link.events:
             match self._link.events.popleft():
                 case Received() as message:
-                    self._received.append(message)
+                    # What nobody takes, answers that came late or twice, must not pile up.
+                    self._received = [*self._received[-MAX_KEPT:], message]
                 case Acknowledged(number, heard):
                     self._unanswered.acknowledged(number, heard=heard, now=now)
                 case Connected():

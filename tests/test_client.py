@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.client import Client
+from agent.adapters.mqtt import Received
+from agent.client import MAX_KEPT, Client
 from agent.errors import FleetError
 from agent.wire.messages import ModelState, PlanHeader, Status
 from agent.wire.program import plan_digest
@@ -48,3 +49,12 @@ def test_a_plan_of_nominal_rates_is_not_taken_for_a_measured_one(
     client, _ = client_of(monkeypatch, calibrates=True)
     with pytest.raises(FleetError, match="measured times"):
         client.measured_plan("m", 0.2)
+
+
+def test_messages_that_nobody_takes_do_not_pile_up() -> None:
+    client = Client()
+    for number in range(MAX_KEPT + 10):
+        client._link.events.append(Received(f"t/{number}", b"", retained=False, redelivered=False))
+        client._take_events()
+    assert len(client._received) == MAX_KEPT + 1
+    assert client._received[-1].topic == f"t/{MAX_KEPT + 9}"

@@ -29,6 +29,7 @@ from agent.service.pacing import Pacer
 from agent.service.probes import ProbeJobs
 from agent.service.transfer import FetchBroken, FetchDone
 from agent.wire import messages as wire
+from agent.wire.clients import client_of
 from agent.wire.tensors import bytes_of
 from agent.wire.topics import Address, Kind
 from agent.worker import WorkerCore
@@ -45,6 +46,8 @@ STATUS_EVERY_S = 15.0
 LEAVE_S = 30.0
 LINGER_S = 1.0
 LEAVING_TURN_S = 0.05
+MAX_CONTENT_TYPE = 256
+MAX_TOPIC = 1024
 
 
 class AgentService(Member):
@@ -184,7 +187,7 @@ class AgentService(Member):
                 told = wire.decode_answer(message.payload, wire.AnswerKey)
                 key = ev.RequestKey(address.subject, told.request, told.input)
                 self._outbox.seen(key)
-                self._handle(ev.ResultSeen(key))
+                self._handle(ev.ResultSeen(key, told.turned_away))
             case Kind.PLAN:
                 header = None
                 if message.payload:
@@ -248,7 +251,11 @@ class AgentService(Member):
             self._handle(ev.PieceArrived(message, len(message.data)))
             return
         reply = ev.ReplyTo(
-            message.tensors, message.content_type, message.response_topic, message.correlation
+            message.tensors,
+            message.content_type,
+            message.response_topic,
+            message.correlation,
+            message.client,
         )
         self._handle(
             ev.RequestArrived(
@@ -263,12 +270,11 @@ class AgentService(Member):
         )
 
     def _request(self, address: Address, message: Received) -> None:
-        if message.retained:
-            raise WireError("a retained request would run again at every connection")
+        self.check_reply(message)
         topic = message.response_topic
-        if topic is not None and ("#" in topic or "+" in topic):
-            raise WireError("its response topic has a wildcard")
-        reply = ev.ReplyTo(address.tensors, message.content_type, topic, message.correlation)
+        client = client_of(message.client, address.request, topic)
+        told = message.content_type and message.content_type[:MAX_CONTENT_TYPE]
+        reply = ev.ReplyTo(address.tensors, told, topic, message.correlation, client)
         self._handle(
             ev.RequestArrived(
                 address.subject,
@@ -281,18 +287,36 @@ class AgentService(Member):
             )
         )
 
+    def check_reply(self, message: Received) -> None:
+        """Check what a request says beside its payload.
+
+        Raises:
+            WireError: if it cannot be answered as it wants.
+        """
+        if message.retained:
+            raise WireError("a retained request would run again at every connection")
+        topic = message.response_topic
+        if topic is None:
+            return
+        # Answers are published with this device's rights, which may be more than the client's.
+        address = self.topics.parse(topic)
+        if address is not None and address.kind is not Kind.RESULT:
+            raise WireError("its response topic is one that members of the fleet read")
+        if "#" in topic or "+" in topic or topic.startswith("$") or len(topic) > MAX_TOPIC:
+            raise WireError("its response topic is none that can be published to")
+
     def _control(self, message: Any) -> None:
         match message:
             case wire.Prepare(plan):
                 self._handle(ev.PlanOffered(check_header(plan, plan.model)))
             case wire.Standby():
                 self._handle(ev.StandbyOffered(message))
-            case wire.Calibrate():
+            case wire.Calibrate() if self._capacity is not None:
                 self._handle(ev.CalibrationAsked(message))
             case wire.Want() | wire.Absent():
                 self.transfer.take(message)
             case _:
-                raise WireError("a message for a coordinator or a client")
+                raise WireError("a message for a coordinator or a client, or too early")
 
     # Effects -------------------------------------------------------------------------------
 
@@ -408,6 +432,7 @@ class AgentService(Member):
             response_topic=reply.response_topic,
             correlation=reply.correlation,
             expires_s=effect.remaining_s,
+            sender=reply.client,
         )
 
     def _tell(self, effect: ev.Tell) -> None:

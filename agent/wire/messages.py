@@ -33,6 +33,8 @@ DeviceId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 RequestId = DeviceId
 Text = Annotated[str, Meta(max_length=4096)]
 Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+# JSON numbers are exact up to here.
+Epoch = Annotated[int, Meta(ge=0, lt=1 << 53)]
 Positive = Annotated[float, Meta(ge=0.0, le=1e18)]
 Ratio = Annotated[float, Meta(ge=1e-3, le=1e3)]
 
@@ -96,7 +98,7 @@ class Status(Struct, frozen=True):
     versions: dict[str, str] = {}
     capacity: Capacity | None = None
     health: Health | None = None
-    plans: dict[str, int] = {}
+    plans: dict[ModelName, Epoch] = {}
     drift: dict[ModelName, Ratio] = {}
     drills: bool = False
     supervised: bool = False
@@ -129,7 +131,7 @@ class PlanHeader(Struct, frozen=True):
     requests in flight.
     """
 
-    epoch: Annotated[int, Meta(ge=1)]
+    epoch: Annotated[int, Meta(ge=1, lt=1 << 53)]
     coordinator: DeviceId
     model: ModelName
     digest: Digest
@@ -184,7 +186,7 @@ class Prepared(Struct, frozen=True, tag="prepared"):
 
     device: DeviceId
     model: ModelName
-    epoch: int
+    epoch: Epoch
     ok: bool
     reason: Text = ""
 
@@ -291,6 +293,7 @@ class Forward(Struct, frozen=True, tag="forward"):
     content_type: Text | None = None
     response_topic: Text | None = None
     correlation: bytes | None = None
+    client: Text = ""
 
 
 Peer = Piece | Forward
@@ -330,11 +333,23 @@ class Answer(Struct, frozen=True, omit_defaults=True):
     devices: tuple[DeviceId, ...] = ()
 
 
+class FailureCode(Struct, frozen=True):
+    """What of a failure is for programs."""
+
+    code: Text
+
+
 class AnswerKey(Struct, frozen=True):
-    """What of an answer tells which request it ends."""
+    """What of an answer tells which request it ends, and how."""
 
     request: RequestId
     input: Fingerprint
+    error: FailureCode | None = None
+
+    @property
+    def turned_away(self) -> bool:
+        """Whether there was no room for the request."""
+        return self.error is not None and self.error.code == "overloaded"
 
 
 class StepTrace(Struct, frozen=True):

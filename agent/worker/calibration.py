@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from agent.wire.calibration import Timing
     from agent.wire.messages import Calibrate
 
+MAX_OPEN = 256
 _TICKETS = "probes/"
 
 
@@ -88,6 +89,8 @@ class Calibrations:
         known = self._open.get(ask.model)
         if known is not None and known.ask.probes == ask.probes:
             known.ask = ask
+            return []
+        if known is None and len(self._open) >= MAX_OPEN:
             return []
         self._open[ask.model] = _Calibration(ask)
         return [Fetch(_TICKETS + ask.model, {ask.probes.digest: ask.probes.nbytes}, ask.source)]

@@ -1,7 +1,7 @@
 """The worker: one `handle(event, now)` that turns events into effects.
 
 Rules of the file: nothing here waits, reads a clock or does I/O; the executor does one job at a
-time, and of all that is ready the oldest request's earliest step goes first.
+time, and of all that is ready the earliest step of the request that has its turn goes first.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class WorkerCore:
             ev.RequestArrived: self._request_arrived,
             ev.Decoded: self._runs.decoded,
             ev.DecodeRefused: self._decode_refused,
-            ev.Concluded: self._runs.concluded,
+            ev.Concluded: self._concluded,
             ev.ResultSeen: self._result_seen,
             ev.DrillAsked: self._drills.ask,
             ev.Tick: self._tick,
@@ -256,6 +256,7 @@ class WorkerCore:
             content_type=request.reply.content_type,
             response_topic=request.reply.response_topic,
             correlation=request.reply.correlation,
+            client=request.reply.client,
         )
         return [ev.Pass(device, message) for device in devices]
 
@@ -274,18 +275,28 @@ class WorkerCore:
     def _step_failed(self, event: ev.StepFailed, now: float) -> list[Effect]:
         return self._fail(event.key, event.plan, Failure("compute", event.reason), now)
 
+    def _concluded(self, event: ev.Concluded, now: float) -> list[Effect]:
+        effects = self._runs.concluded(event, now)
+        if effects:
+            self._admission.answered(self._requests[event.key], now)
+        return effects
+
     def _result_seen(self, event: ev.ResultSeen, now: float) -> list[Effect]:
-        key = event.key
-        self._admission.remember(key)
-        request = self._requests.pop(key, None)
+        self._admission.remember(event.key)
+        request = self._requests.pop(event.key, None)
         if request is None:
-            self._admission.note_claimed(key)
-        if request is None or request.plan is None or not request.meter.steps:
+            self._admission.note_claimed(event.key)
+            return []
+        ended = self._admission.ended(request, now, turned_away=event.turned_away)
+        return ended + self._told(request, now)
+
+    def _told(self, request: Request, now: float) -> list[Effect]:
+        if request.plan is None or not request.meter.steps:
             return []
         drift = self._note_drift(request, request.plan)
         if not self._traces:
             return drift
-        return [ev.PublishTrace(key.model, request.trace(self._device, now)), *drift]
+        return [ev.PublishTrace(request.key.model, request.trace(self._device, now)), *drift]
 
     def _note_drift(self, request: Request, plan: Plan) -> list[Effect]:
         if plan.program is None:

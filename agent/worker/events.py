@@ -36,12 +36,16 @@ class RequestKey:
 
 @dataclass(frozen=True, slots=True)
 class ReplyTo:
-    """How a client wants its answer; MQTT 5 properties are None for clients that have none."""
+    """Who asks, and how the answer is wanted; MQTT 5 properties are None where there are none.
+
+    `client` is the same on all devices; requests of one client share what is its due.
+    """
 
     tensors: bool = False
     content_type: str | None = None
     response_topic: str | None = None
     correlation: bytes | None = None
+    client: str = ""
 
 
 # Events -----------------------------------------------------------------------------------------
@@ -185,9 +189,13 @@ class Concluded:
 
 @dataclass(frozen=True, slots=True)
 class ResultSeen:
-    """The broker delivered the answer to a request: it is done for everyone."""
+    """The broker delivered the answer to a request: it is done for everyone.
+
+    `turned_away` where the answer is that there was no room for it.
+    """
 
     key: RequestKey
+    turned_away: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ soon as it is loaded. Preparation moves through the states of `Stage` in their o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from agent.worker.events import (
     Unwatch,
     Watch,
 )
+from agent.worker.pace import Pace
 from agent.worker.spares import Spares
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 # Longer than a coordinator waits for the others of a plan.
 LAPSE_S = 150.0
+MAX_MODELS = 256
 
 
 class Stage(Enum):
@@ -58,6 +60,7 @@ class Plan:
     offered_at: float = 0.0
     program: Program | None = None
     manifest: Any = None
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def digest(self) -> str:
@@ -85,6 +88,8 @@ class Plans:
 
     def offer(self, header: PlanHeader, *, announced: bool, now: float = 0.0) -> list[Effect]:
         """Consider a plan that a coordinator prepares or has announced."""
+        if self._is_anothers(header):
+            return [_log("warning", "ignored a plan with the digest of another model's", header)]
         withdrawn = [] if announced else self._withdraw(header)
         effects = withdrawn + self._consider(header, announced=announced)
         plan = self._of(header.digest)
@@ -121,6 +126,8 @@ class Plans:
                 return self._again(plan, announced=announced)
         if any(plan is not None and plan.header.order >= header.order for plan in known):
             return [_log("info", "ignored an older plan", header)]
+        if not self.watches(header.model) and not self._has_room():
+            return [_log("warning", "ignored a plan: more models than a device serves", header)]
         # The new plan takes its place before the others go, so that the subscription stays.
         replaced = self._pending.pop(header.model, None)
         watched = replaced is not None or self.watches(header.model)
@@ -144,6 +151,8 @@ class Plans:
 
     def keep_ready(self, standby: Standby) -> list[Effect]:
         """Fetch blobs for the plan after a loss, and watch requests: it may have to answer them."""
+        if not self.watches(standby.model) and not self._has_room():
+            return []
         watch = [] if self.watches(standby.model) else [Watch(standby.model)]
         return [*watch, *self.spares.keep(standby), self._changed()]
 
@@ -211,6 +220,17 @@ class Plans:
     def watches(self, model: str) -> bool:
         """Tell whether this device subscribes to a model's requests and results."""
         return self.admits(model) or model in self.removed
+
+    def _is_anothers(self, header: PlanHeader) -> bool:
+        # What is done to a plan is done by its digest: giving this one up would unload the other.
+        plans = [*self.active.values(), *self._pending.values()]
+        return any(
+            plan.digest == header.digest and plan.header.model != header.model for plan in plans
+        )
+
+    def _has_room(self) -> bool:
+        known = self.active.keys() | self._pending.keys() | self.spares.models
+        return len(known) < MAX_MODELS
 
     def header(self, model: str) -> PlanHeader | None:
         """Return the header of the plan that serves a model, else of the one being prepared."""

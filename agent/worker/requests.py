@@ -45,12 +45,16 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
-    """A request that is not yet known to be answered; `number` orders arrivals."""
+    """A request that is not yet known to be answered.
+
+    `number` orders arrivals, (`turn`, `number`) what is worked on first.
+    """
 
     key: RequestKey
     number: int
+    turn: int
     payload: bytes
     reply: ReplyTo
     arrived: float
@@ -64,11 +68,18 @@ class Request:
     failure: Failure | None = None
     due: float = 0.0
 
+    @property
+    def client(self) -> str:
+        """Who asks."""
+        return self.reply.client
+
     def move(self, state: State) -> None:
         """Change the state along `TRANSITIONS`; anything else is a bug of the core."""
         if state not in TRANSITIONS[self.state]:
             raise AssertionError(f"request {self.key.request}: {self.state} to {state}")
         self.state = state
+        if state is State.ANSWERED:
+            self.payload = b""
 
     def reset(self) -> None:
         """Go back to waiting for a plan; the payload and the decoded picture are kept."""

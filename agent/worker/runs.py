@@ -17,6 +17,7 @@ from agent.worker.early import EarlyPieces
 from agent.worker.events import Effect, Held, RequestKey
 from agent.worker.execution import Execution
 from agent.worker.meter import Transfer
+from agent.worker.overload import unanswered
 from agent.worker.pieces import check_piece, chunked
 from agent.worker.requests import Request, State
 
@@ -46,8 +47,8 @@ class Runs:
         return self._feed_image(request, now)
 
     def next_job(self) -> Effect | None:
-        """Return what the executor is to do next: the oldest request's earliest step goes first."""
-        for request in sorted(self._requests.values(), key=lambda request: request.number):
+        """Return what the executor does next: the earliest step of who has its turn first."""
+        for request in unanswered(self._requests.values()):
             job = self._job_of(request)
             if job is not None:
                 return job

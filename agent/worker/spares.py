@@ -72,6 +72,11 @@ class Spares:
         self._due = 0.0
         self._idle_since: float | None = None
 
+    @property
+    def models(self) -> set[str]:
+        """The models that spares are kept for."""
+        return set(self._standby)
+
     def __contains__(self, model: str) -> bool:
         return model in self._standby
 

@@ -216,6 +216,24 @@ def test_more_requests_than_fit_are_each_answered_once(home: Field, vgg: Referen
     assert MAX_IN_FLIGHT <= served < AT_ONCE
 
 
+def test_a_flood_takes_no_answers_from_a_polite_client(home: Field, vgg: Reference) -> None:
+    flood = {f"flood-{number}" for number in range(8 * MAX_IN_FLIGHT)}
+    with home.mqtt(home.topics.result(vgg.name, "+")) as user, home.client() as polite:
+        for name in sorted(flood):
+            user.publish(home.topics.infer(vgg.name, name), picture(7))
+        for number in range(3):
+            payload = picture(number)
+            vgg.check(polite.infer(vgg.name, payload, tensors=True), payload)
+        told = user.wait(
+            lambda messages: found if (found := answers(messages)).keys() >= flood else {},
+            "an answer for each of the flood",
+        )
+    codes = [told[name][0].error for name in flood]
+    assert {len(told[name]) for name in flood} == {1}
+    assert {error.code for error in codes if error is not None} == {"overloaded"}
+    assert codes.count(None) >= MAX_IN_FLIGHT // 2
+
+
 def test_a_request_that_expires_is_answered_with_an_error(home: Field, vgg: Reference) -> None:
     plan = home.plan(vgg.name)
     late, after = new_id(), new_id()

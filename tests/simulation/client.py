@@ -96,10 +96,12 @@ class Client:
 
     # Requests ------------------------------------------------------------------------------
 
-    def ask(self, model: str, name: str | None, content: bytes, life_s: float) -> None:
-        """Send a request that is to be answered within `life_s` seconds."""
+    def ask(
+        self, model: str, name: str | None, content: bytes, life_s: float, client: str = NAME
+    ) -> None:
+        """Send a request, in the name of `client`, that is to be answered within `life_s`."""
         expires = self.fleet.world.now + life_s
-        message = Message("infer", model, (name, content), NAME, expires_at=expires)
+        message = Message("infer", model, (name, content, client), NAME, expires_at=expires)
         self.link.publish(message)
 
     def ask_later(self, delay: float, model: str, name: str | None, content: bytes) -> None:

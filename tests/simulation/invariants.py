@@ -15,6 +15,7 @@ from agent.wire.messages import fingerprint
 from agent.worker import events as ev
 from agent.worker.early import MAX_BYTES
 from agent.worker.endings import STANDBY_RANK
+from agent.worker.overload import LATE, unanswered
 from agent.worker.requests import RANK_DELAY_S
 from tests.simulation import compute
 from tests.simulation.world import Violation
@@ -62,6 +63,7 @@ class Asked:
     repeated: int = 0
     due: float = 0.0
     given: list[Given] = field(default_factory=list)
+    codes: list[str] = field(default_factory=list)
     holders: list[Agent] = field(default_factory=list)
 
 
@@ -129,7 +131,7 @@ class Referee:
             self._request_accepted(message, again=again)
 
     def _request_accepted(self, message: Message, *, again: bool) -> None:
-        _, content = message.content
+        _, content, _ = message.content
         asked = self.asked[fingerprint(content)]
         self._world.note(f"broker: request {message.content[0]} of {message.sender}")
         if again:
@@ -151,7 +153,7 @@ class Referee:
         answers = plan is not None and plan.header.devices[0] == agent.name
         bound = self._fleet.limits.max_in_flight
         is_new = key in core._requests and core._requests[key].arrived == agent.clock()
-        if answers and is_new and core.in_flight > bound:
+        if answers and is_new and len(unanswered(core._requests.values())) > bound:
             self.fail(f"{agent.name} takes {event.request} on, more than its bound")
 
     def result_seen(self, agent: Agent, key: ev.RequestKey) -> None:
@@ -170,6 +172,7 @@ class Referee:
         allowed = max(asked.copies, asked.accepted) + asked.repeated
         if len(asked.given) >= allowed:
             self._check_duplicate(agent, answer, asked)
+        asked.codes.append(code)
         asked.given.append(Given(self._world.now, agent.session, answer.epoch, answer.ok))
 
     def _check_result(self, agent: Agent, answer: Answer, asked: Asked) -> None:
@@ -191,7 +194,8 @@ class Referee:
             if asked.picture is not None:
                 self.fail(f"refused the good payload of {name}")
         elif code == "overloaded":
-            if agent.core.in_flight < self._fleet.limits.max_in_flight:
+            late = answer.error is not None and answer.error.text == LATE
+            if agent.core.in_flight < (2 if late else self._fleet.limits.max_in_flight):
                 self.fail(f"overloaded without a load: {name}")
         elif code == "model":
             if self._world.now > self._removed_at.get(answer.model, -1e9) + REMOVAL_S:

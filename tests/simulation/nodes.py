@@ -283,7 +283,8 @@ class Agent(Node):
             case "result":
                 key = ev.RequestKey(message.subject, content.request, content.input)
                 self.fleet.referee.result_seen(self, key)
-                self._handle(ev.ResultSeen(key))
+                refused = content.error is not None and content.error.code == "overloaded"
+                self._handle(ev.ResultSeen(key, refused))
             case "plan":
                 self.fleet.referee.plan_heard(self, message.subject, content)
                 self._handle(ev.PlanAnnounced(message.subject, content))
@@ -299,7 +300,7 @@ class Agent(Node):
             message.request,
             mark,
             message.payload,
-            ev.ReplyTo(),
+            ev.ReplyTo(client=message.client),
             message.remaining_s,
             redelivered=True,
         )
@@ -307,11 +308,11 @@ class Agent(Node):
         self.fleet.referee.request_arrived(self, event)
 
     def _request(self, message: Message, again: bool) -> None:  # noqa: FBT001
-        name, content = message.content
+        name, content, client = message.content
         expires = None if message.expires_at is None else message.expires_at - self.world.now
         mark = wire.fingerprint(content)
         event = ev.RequestArrived(
-            message.subject, name, mark, content, ev.ReplyTo(), expires, again
+            message.subject, name, mark, content, ev.ReplyTo(client=client), expires, again
         )
         self._handle(event)
         self.fleet.referee.request_arrived(self, event)
@@ -369,11 +370,9 @@ class Agent(Node):
             case ev.PublishAnswer(answer):
                 self.fleet.referee.answering(self, answer)
                 self.link.publish(Message("result", answer.model, answer, self.name))
-            case ev.Republish(model, name, content, _, remaining):
-                expires = self.world.now + remaining
-                self.link.publish(
-                    Message("infer", model, (name, content), self.name, expires_at=expires)
-                )
+            case ev.Republish(model, name, content, reply, remaining):
+                named, end = (name, content, reply.client), self.world.now + remaining
+                self.link.publish(Message("infer", model, named, self.name, expires_at=end))
             case ev.PublishTrace(model, trace):
                 self.link.publish(Message("trace", model, trace, self.name, qos=0))
             case ev.Beat(waits, first):

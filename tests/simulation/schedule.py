@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tests.simulation import compute
 from tests.simulation.broker import Weather
 from tests.simulation.client import NAME
+from tests.simulation.crowd import Crowd
 from tests.simulation.faults import SILENCE_S, Faults
 from tests.simulation.fleet import BOSS, Fleet, Limits
 from tests.simulation.invariants import RECOVERY_S
@@ -24,6 +25,8 @@ FIRST_S = 4.0
 LOAD_S = 30.0
 ANSWER_S = 8.0
 QUIET_S = 160.0
+# One seed of so many ends with a crowd.
+CROWDED = 5
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ class Schedule:
                 world.run(world.now + 1.0)
         world.run(world.now + ANSWER_S)
         fleet.referee.check_results(contents)
+        if world.seed % CROWDED == 0 and served:
+            Crowd(fleet, served[0]).play()
         world.run(world.now + QUIET_S)
         fleet.referee.check_answered()
         for agent in fleet.agents():

@@ -20,7 +20,7 @@ from agent.coordinator.planning import Planning
 from agent.coordinator.pulses import Pulses
 from agent.coordinator.readiness import Readiness
 from agent.wire.messages import PlanHeader
-from agent.worker import core, endings
+from agent.worker import admission, core, endings, overload
 from agent.worker import events as ev
 from agent.worker.admission import Admission
 from agent.worker.core import WorkerCore
@@ -30,6 +30,7 @@ from agent.worker.plans import Plans
 from agent.worker.requests import Request, State
 from agent.worker.runs import Runs
 from agent.worker.spares import Spares
+from agent.worker.turns import Turns
 from agent.worker.unclaimed import Unclaimed
 from tests.simulation.schedule import play
 
@@ -235,12 +236,36 @@ def what_is_kept_ready_stays_loaded_for_ever(patch: Patch) -> None:
     patch.setattr(Spares, "keep", keep)
 
 
+def a_flood_takes_the_room_of_others(patch: Patch) -> None:
+    patch.setattr(admission, "surplus", lambda _, newcomer: (newcomer, overload.FULL))
+
+
+def a_flood_takes_the_turns_of_others(patch: Patch) -> None:
+    patch.setattr(Turns, "take", lambda *_: 0)
+
+
+def requests_that_are_too_late_are_worked_on(patch: Patch) -> None:
+    patch.setattr(admission, "late", lambda *_: [])
+
+
+def the_newest_request_of_a_client_gives_way(patch: Patch) -> None:
+    whole = overload.surplus
+
+    def surplus(waiting: Any, newcomer: Request) -> tuple[Request, str]:
+        request, why = whole(waiting, newcomer)
+        return (newcomer if request.client == newcomer.client else request), why
+
+    patch.setattr(admission, "surplus", surplus)
+
+
 MUTATIONS: dict[Any, tuple[int, ...]] = {
     a_plan_is_announced_though_nobody_has_it_ready: (0,),
     silence_of_one_device_is_no_sign: (0,),
     what_is_kept_ready_stays_loaded_for_ever: (0,),
     who_was_taken_for_dead_never_comes_back: (0,),
     whoever_pauses_is_taken_for_dead: (0,),
+    a_flood_takes_the_room_of_others: (0, 5),
+    a_flood_takes_the_turns_of_others: (0, 5, 10),
     a_loss_is_not_planned_around: (0, 1),
     a_new_plan_does_not_start_requests_again: (63, 70),
     a_removed_model_is_watched_no_more: (263, 299),
@@ -260,9 +285,11 @@ MUTATIONS: dict[Any, tuple[int, ...]] = {
     pieces_of_another_plan_are_taken: (562,),
     ranks_do_not_wait: (1, 19),
     redelivered_requests_run_again: (5, 18, 47),
+    requests_that_are_too_late_are_worked_on: (0, 5, 10),
     requests_without_an_id_are_kept_by_payload: (70, 112),
     silence_is_no_sign: (99, 263),
     the_fingerprint_of_the_payload_is_ignored: (339, 422),
+    the_newest_request_of_a_client_gives_way: (0, 5),
     what_the_broker_lost_stays_lost: (4, 30),
 }
 

@@ -164,7 +164,9 @@ def test_answers_travel_as_json_unless_they_hold_tensors(answer: wire.Answer) ->
     payload = wire.encode_answer(answer)
     assert (payload[:1] == b"{") == (answer.outputs is None)
     assert wire.decode_answer(payload) == answer
-    key = wire.AnswerKey(answer.request, answer.input)
+    error = wire.FailureCode(answer.error.code) if answer.error else None
+    key = wire.AnswerKey(answer.request, answer.input, error)
+    assert key.turned_away == (error == wire.FailureCode("overloaded"))
     assert wire.decode_answer(payload, wire.AnswerKey) == key
 
 

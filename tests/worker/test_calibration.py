@@ -13,6 +13,8 @@ from tests.worker.test_core import KEY, PROGRAMS, ROWS, Device
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import pytest
+
 PROBES = ref("probes")
 ASK = Calibrate("m", "boss", "store", PROBES, budget_s=1.0)
 TIMING = Timing(2e-3, 1e-3)
@@ -126,3 +128,11 @@ def test_probes_that_cannot_be_had_are_given_up() -> None:
         assert isinstance(log, ev.Log)
         assert log.level == "warning"
         assert only(ev.Fetch, device.do(ev.CalibrationAsked(ASK))), "a later ask tries again"
+
+
+def test_only_so_many_models_are_calibrated_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.worker.calibration.MAX_OPEN", 1)
+    device = Device()
+    assert only(ev.Fetch, device.do(ev.CalibrationAsked(ASK)))
+    more = Calibrate("more", "boss", "store", PROBES, budget_s=1.0)
+    assert only(ev.Fetch, device.do(ev.CalibrationAsked(more))) == []

@@ -736,7 +736,9 @@ def test_beyond_max_in_flight_the_answering_device_refuses() -> None:
     device.ask("r2", b"two")
     effects = device.ask("r3", b"three")
     assert codes(effects) == ["overloaded"]
-    assert [answer.request for answer in answers(effects)] == ["r3"]
+    # Who has the turn is kept, and of the others the newest.
+    assert [answer.request for answer in answers(effects)] == ["r2"]
+    device.do(ev.ResultSeen(ev.RequestKey("m", "r2", fingerprint(b"two")), turned_away=True))
     device.do(ev.ResultSeen(KEY))
     assert answers(device.ask("r4", b"four")) == []
     assert device.core.in_flight == 2
@@ -750,7 +752,7 @@ def test_other_devices_keep_more_requests_than_the_answering_one() -> None:
     effects = device.ask("r9", b"nine")
     assert device.core.in_flight == 8
     assert answers(effects) == []
-    assert [log.level for log in only(ev.Log, effects)] == ["warning"]
+    assert [(log.level, log.request) for log in only(ev.Log, effects)] == [("warning", "r1")]
 
 
 # The same request again -------------------------------------------------------------------------
@@ -842,7 +844,7 @@ def test_a_request_without_an_id_is_forgotten_at_its_deadline() -> None:
 @pytest.mark.parametrize("old", State)
 @pytest.mark.parametrize("new", State)
 def test_a_request_moves_along_its_transitions_only(old: State, new: State) -> None:
-    request = Request(KEY, 1, PICTURE, REPLY, 0.0, 30.0, state=old)
+    request = Request(KEY, 1, 0, PICTURE, REPLY, 0.0, 30.0, state=old)
     if new in TRANSITIONS[old]:
         request.move(new)
         assert request.state is new
@@ -858,7 +860,7 @@ def test_an_answered_request_moves_no_more() -> None:
 
 
 def test_a_reset_keeps_the_payload_and_the_picture() -> None:
-    request = Request(KEY, 1, PICTURE, REPLY, 0.0, 30.0, state=State.RUNNING, image=object())
+    request = Request(KEY, 1, 0, PICTURE, REPLY, 0.0, 30.0, state=State.RUNNING, image=object())
     picture = request.image
     request.reset()
     assert (request.state, request.payload, request.image) == (State.WAITING, PICTURE, picture)

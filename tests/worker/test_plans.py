@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from agent.wire.messages import PlanHeader, Prepared, Standby
@@ -347,3 +348,22 @@ def test_an_offer_replaces_another_of_its_epoch_from_a_coordinator_that_lost_its
     plans, _ = serving(1)
     plans.offer(header(2), announced=False)
     assert only(ev.Fetch, plans.offer(header(2, "a", "c"), announced=False))
+
+
+def test_only_so_many_models_are_taken_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.worker.plans.MAX_MODELS", 2)
+    plans, _ = serving()
+    assert only(ev.Watch, plans.keep_ready(Standby("s", "boss", ())))
+    assert only(ev.Fetch, plans.offer(header(1, model="more"), announced=False)) == []
+    assert plans.keep_ready(Standby("more", "boss", ())) == []
+    assert not plans.watches("more")
+    assert only(ev.Fetch, plans.offer(header(2), announced=False))
+
+
+def test_a_plan_with_the_digest_of_another_models_is_ignored() -> None:
+    plans, plan = serving()
+    forged = msgspec.structs.replace(plan, model="ghost", epoch=2)
+    for announced in (False, True):
+        assert only(ev.Log, plans.offer(forged, announced=announced))
+        assert not plans.watches("ghost")
+    assert plans.active["m"].header == plan
