@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from agent.wire.calibration import Figures
     from agent.wire.model import ModelPackage
 
+# No coordinator gets that far; one that believed it could not go on from there.
+MAX_EPOCH = 1 << 52
+MAX_RETIRED = 4096
+
 
 class Catalog:
     """What is deployed, by model; `saved` are packages with their newest epochs.
@@ -65,9 +69,12 @@ class Catalog:
 
         It may be one of this coordinator's life before it lost its disk.
         """
+        if epoch >= MAX_EPOCH:
+            return
         deployment = self.deployments.get(model)
         if deployment is None:
-            self.retired[model] = max(epoch, self.retired.get(model, 0))
+            if model in self.retired or len(self.retired) < MAX_RETIRED:
+                self.retired[model] = max(epoch, self.retired.get(model, 0))
         else:
             deployment.epoch = max(epoch, deployment.epoch)
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from agent.coordinator.planning import Planning
     from agent.wire.messages import Deploy
 
+MAX_DEPLOYS = 64
+# Of the clients that wait for one model: further ones displace those that have waited longest.
+MAX_WAITING = 64
 FETCHING = "fetching the model"
 
 
@@ -30,6 +33,9 @@ class Clients:
         """Fetch a model's blobs from the client first."""
         deploy = event.deploy
         ticket = f"deploy/{deploy.sender}/{deploy.reference}"
+        if ticket not in self._deploys and len(self._deploys) >= MAX_DEPLOYS:
+            reason = f"{MAX_DEPLOYS} models are being fetched already; try again later"
+            return refuse(deploy.sender, deploy.reference, reason, deploy.package.name)
         self._deploys[ticket] = deploy
         return [
             ev.Log("info", f"{deploy.sender} deploys", deploy.package.name),
@@ -60,7 +66,7 @@ class Clients:
         old = self._catalog.get(name)
         client = (deploy.sender, deploy.reference)
         if old is not None and old.package == deploy.package:
-            old.waiting.append(client)
+            old.waiting = [*(c for c in old.waiting if c != client), client][-MAX_WAITING:]
             if old.state == "serving" and old.current:
                 return conclude(old, "serving already", old.current)
             underway = old.state in ("planning", "preparing")

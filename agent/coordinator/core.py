@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from agent.coordinator import events as ev
-from agent.coordinator.catalog import Catalog
+from agent.coordinator.catalog import MAX_EPOCH, MAX_RETIRED, Catalog
 from agent.coordinator.clients import Clients
 from agent.coordinator.measuring import Measuring
 from agent.coordinator.membership import Membership
@@ -187,8 +187,11 @@ class CoordinatorCore:
 
     def _header_seen(self, event: ev.HeaderSeen, now: float) -> list[Effect]:
         header = event.header
-        self._retained[header.model] = header.order
         deployment = self._catalog.get(header.model)
+        if header.epoch >= MAX_EPOCH:
+            return [ev.Log("warning", "a plan of an impossible epoch", header.model)]
+        if deployment is not None or len(self._retained) < MAX_RETIRED:
+            self._retained[header.model] = header.order
         if deployment is None:
             self._catalog.note_epoch(header.model, header.epoch)
             return [ev.Log("warning", "a plan of a model that is not deployed", header.model)]

@@ -25,6 +25,7 @@ SETTLE_S = 0.5
 EXCLUDE_S = 30.0
 SILENT_S = 60.0
 CHANGED_RATIO = 1.5
+MAX_MEMBERS = 1024
 FIRST_HOLD_S = 2.0
 LONGEST_HOLD_S = 300.0
 # After so long without a suspicion a device is as good as any.
@@ -75,6 +76,8 @@ class Membership:
                 del self._members[status.device]
                 return True
             return False
+        if before is None and len(self._members) >= MAX_MEMBERS:
+            return False
         runtime = runtime_of(status.capacity, status.versions)
         member = Member(status.device, status.session, status.capacity, runtime, status.beats)
         if before is not None and before.session == status.session and _alike(before, member):
@@ -85,6 +88,8 @@ class Membership:
     def hear(self, device: str, now: float) -> None:
         """Note that a device told its status at time `now`."""
         self._heard[device] = now
+        if len(self._heard) > 2 * MAX_MEMBERS:
+            self._heard = {d: at for d, at in self._heard.items() if d in (*self._members, device)}
 
     def heard_again(self, device: str, session: str, now: float) -> bool:
         """Note a sign of life; return whether it is of a member's present life."""

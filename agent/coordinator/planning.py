@@ -204,6 +204,8 @@ class Planning:
         header = deployment.offered or deployment.current
         if header is None or header.epoch != prepared.epoch:
             return []
+        if prepared.device not in header.devices:
+            return []
         if not prepared.ok:
             self._members.exclude(deployment.package.name, prepared.device, now)
             deployment.offered = None

@@ -52,6 +52,11 @@ class Loop:
         self._opened_at = 0.0
         self._misc_at = 0.0
 
+    @property
+    def waiting(self) -> int:
+        """How much was posted and not yet handed to the owner."""
+        return len(self._mailbox)
+
     def post(self, item: object) -> None:
         """Hand `item` to the owner; callable from any thread."""
         self._mailbox.append(item)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MARK = b"fence"
 NUMBER_BYTES = 8
+# What is beyond goes out at once: errors that a flood of requests gets.
+MAX_HELD = 1024
 
 
 class Outbox:
@@ -82,6 +84,8 @@ class Outbox:
     def _hold(self, effect: PublishAnswer) -> None:
         # An echo that is under way has left before this answer was to be held.
         self._held[_key(effect)] = (self._asked + 1, effect)
+        if len(self._held) > MAX_HELD:
+            self._publish(self._held.popitem(last=False)[1][1])
 
     def _ask(self) -> None:
         if self._held and self._asked == self._returned:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from agent.wire.topics import Topics
 
 TICK_S = 0.5
+MAX_WAITING = 1024
 NICE = 10
 
 
@@ -134,8 +135,12 @@ class TransferService:
         self._loop.post(_Cancel(ticket))
 
     def take(self, message: Want | Absent) -> None:
-        """Hand over a control message about blobs; callable from any thread."""
-        self._loop.post(message)
+        """Hand over a control message about blobs; callable from any thread.
+
+        Where more come than are dealt with they are dropped: readers ask again.
+        """
+        if self._loop.waiting < MAX_WAITING:
+            self._loop.post(message)
 
     def drop(self, seconds: float) -> None:
         """Drop the connection, and make none for `seconds`; callable from any thread."""

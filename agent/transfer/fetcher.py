@@ -32,7 +32,7 @@ class _Blob:
     digest: str
     nbytes: int
     holder: str
-    content: bytearray
+    content: dict[int, bytes]
     lacking: set[int]
     asked: dict[int, float] = field(default_factory=dict)
     rejections: int = 0
@@ -94,14 +94,17 @@ class Fetcher:
         expected = min(CHUNK_BYTES, blob.nbytes - start)
         if chunk.nbytes != blob.nbytes or len(chunk.data) != expected:
             return self._fail(chunk.digest, "its holder sends chunks of another size")
-        blob.content[start : start + expected] = chunk.data
+        blob.content[chunk.index] = chunk.data
         blob.lacking.discard(chunk.index)
         blob.asked.pop(chunk.index, None)
         self._heard[blob.holder] = now
         effects: list[Effect] = []
         if not blob.lacking:
             blob.keeping = True
-            effects.append(Keep(blob.digest, blob.content))
+            # Not before: whoever only says that a blob is large must not fill the memory.
+            parts, blob.content = blob.content, {}
+            whole = bytearray().join(parts[index] for index in sorted(parts))
+            effects.append(Keep(blob.digest, whole))
         return effects + self._pump(now)
 
     def absent(self, digest: str, reason: str) -> list[Effect]:
@@ -191,7 +194,7 @@ class Fetcher:
             if all(blob.holder != holder for blob in self._active()):
                 self._heard[holder] = now
             lacking = set(range(_chunks(nbytes)))
-            self._queue[digest] = _Blob(digest, nbytes, holder, bytearray(nbytes), lacking)
+            self._queue[digest] = _Blob(digest, nbytes, holder, {}, lacking)
             effects.append(Listen(digest))
             active += 1
         return effects

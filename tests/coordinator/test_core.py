@@ -8,6 +8,8 @@ import msgspec
 
 from agent.coordinator import CoordinatorCore
 from agent.coordinator import events as ev
+from agent.coordinator.catalog import MAX_EPOCH, MAX_RETIRED
+from agent.coordinator.clients import MAX_DEPLOYS, MAX_WAITING
 from agent.coordinator.core import RETAINED_S
 from agent.coordinator.membership import EXCLUDE_S, FIRST_HOLD_S, SETTLE_S, SILENT_S
 from agent.coordinator.offers import PREPARE_S, REMIND_S
@@ -923,3 +925,52 @@ def test_a_new_life_of_a_suspect_is_used_at_once() -> None:
     beat(boss, "a", "c", seconds=1.0)
     boss.online("b", session="2")
     assert computes(boss.later(SETTLE_S)) == [["a", "b", "c"]]
+
+
+# Bounds -----------------------------------------------------------------------------------------
+
+
+def test_only_so_many_models_are_fetched_at_a_time() -> None:
+    boss = Boss()
+    for number in range(MAX_DEPLOYS):
+        boss.do(ev.DeployAsked(Deploy("alice", f"{number}", PACKAGE)))
+    effects = boss.do(ev.DeployAsked(Deploy("alice", "more", PACKAGE)))
+    assert only(ev.Fetch, effects) == []
+    (refused,) = [tell.message for tell in only(ev.Tell, effects)]
+    assert isinstance(refused, Progress)
+    assert (refused.reference, refused.ok, refused.done) == ("more", False, True)
+    # The same wish again is no further one.
+    assert only(ev.Fetch, boss.do(ev.DeployAsked(Deploy("alice", "1", PACKAGE))))
+
+
+def test_only_so_many_clients_wait_for_a_model() -> None:
+    boss = Boss()
+    for number in range(MAX_WAITING + 2):
+        boss.deploy(reference=f"{number}")
+    boss.deploy(reference=f"{MAX_WAITING}")
+    deployment = boss.core._catalog.deployments["m"]
+    assert len(deployment.waiting) == MAX_WAITING
+    assert len(set(deployment.waiting)) == MAX_WAITING
+
+
+def test_an_epoch_that_nobody_could_go_on_from_is_not_believed() -> None:
+    boss = serving("a", "b")
+    header = boss.core._catalog.deployments["m"].current
+    assert header is not None
+    far = msgspec.structs.replace(header, epoch=MAX_EPOCH)
+    boss.do(ev.HeaderSeen(far))
+    boss.do(ev.StatusSeen(Status("a", "1", "online", capacity=CAPACITY, plans={"m": MAX_EPOCH})))
+    assert boss.core._catalog.deployments["m"].epoch == header.epoch
+
+
+def test_only_so_many_models_of_the_past_are_remembered() -> None:
+    boss = Boss()
+    plans = {f"m{number}": 7 for number in range(MAX_RETIRED + 10)}
+    boss.do(ev.StatusSeen(Status("a", "1", "online", capacity=CAPACITY, plans=plans)))
+    assert len(boss.core._catalog.retired) == MAX_RETIRED
+
+
+def test_a_device_that_is_in_no_plan_cannot_fail_it() -> None:
+    boss = serving("a", "b")
+    epoch = boss.core._catalog.deployments["m"].epoch
+    assert boss.prepared("ghost", epoch, "it does not want to") == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from agent.coordinator.membership import CHANGED_RATIO, EXCLUDE_S, Membership
+from agent.coordinator.membership import CHANGED_RATIO, EXCLUDE_S, MAX_MEMBERS, Membership
 from agent.wire.messages import Capacity, Health, Status
 
 CAPACITY = Capacity("cpu", 4, 4, 1 << 30, (), 1e9, 1e9, 1e-3, 1e7)
@@ -131,3 +131,14 @@ def test_the_next_return_is_the_earliest() -> None:
     members.exclude("m", "a", 5.0)
     members.exclude("m", "b", 1.0)
     assert members.next_return(2.0) == 1.0 + EXCLUDE_S
+
+
+def test_only_so_many_devices_are_members() -> None:
+    members = Membership()
+    for number in range(3 * MAX_MEMBERS):
+        members.hear(f"ghost-{number}", 0.0)
+        members.see(status(f"ghost-{number}"))
+    assert len(present(members)) == MAX_MEMBERS
+    assert len(members._heard) <= 2 * MAX_MEMBERS
+    assert not members.see(status("one-more"))
+    assert members.see(status("ghost-1", "another life"))

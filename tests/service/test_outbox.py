@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from agent.service.outbox import Outbox
 from agent.wire.messages import Answer, Failure
 from agent.worker.events import PublishAnswer, ReplyTo, RequestKey
+
+if TYPE_CHECKING:
+    import pytest
 
 LIMIT = 3
 
@@ -107,3 +112,14 @@ def test_what_nobody_delivers_is_forgotten_beyond_the_limit() -> None:
     broker.outbox.reconnected()
     broker.bring_echo()
     assert broker.published[LIMIT + 2 :] == ["2", "3", "4"]
+
+
+def test_errors_beyond_a_bound_go_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.service.outbox.MAX_HELD", 2)
+    broker = Broker()
+    for name in ("r1", "r2", "r3"):
+        broker.take(name, ok=False)
+    assert broker.published == ["r1"]
+    broker.bring_echo()
+    broker.bring_echo()
+    assert broker.published == ["r1", "r2", "r3"]

@@ -329,3 +329,10 @@ def test_blobs_come_over_a_link_that_loses_and_doubles_chunks(seed: int) -> None
         effects = fetcher.chunk(chunk(digest, index, sizes[digest]), now) if arrives else []
     assert sorted(stored) == sorted(sizes)
     assert fetcher.outstanding_bytes == 0
+
+
+def test_a_blob_that_is_only_said_to_be_large_takes_no_memory() -> None:
+    fetcher, _ = fetching(a=4)
+    fetcher.chunk(chunk(A, 3, 16), 0.0)
+    (blob,) = fetcher._active()
+    assert sum(map(len, blob.content.values())) == SIZE
