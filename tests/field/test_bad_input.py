@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 
 from agent.adapters.fleet import ProcessFleet
@@ -31,6 +32,7 @@ from tests.field.support import (
     picture,
     wait_until,
 )
+from tests.fuzz.mutate import bombs, mutate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +44,9 @@ INPUT = wire.fingerprint(b"")
 GHOST = BlobRef(NOWHERE, 1000)
 DAMAGED = 6  # copies of each message, each damaged in another place
 MIB = 1 << 20
+MEMORY = 300 * MIB  # a picture of the largest size, and what was not given back
+# Paho takes it for a broken connection.
+UNREADABLE: dict[str, Any] = {"UserProperty": ("client", "\ufeff")}
 
 
 def check_serves(home: Field, model: Reference) -> None:
@@ -238,6 +243,38 @@ def test_garbage_on_every_topic_harms_nobody(home: Field, vgg: Reference) -> Non
     for name in home.fleet.processes:
         assert "Traceback" not in home.log(name)
         assert "internal error" not in home.log(name)
+
+
+def test_structured_damage_and_bombs_fill_no_memory(home: Field, vgg: Reference) -> None:
+    chance = random.Random(3)
+    before = {name: memory(home, name) for name in home.fleet.processes}
+    lines = {name: len(home.log(name).splitlines()) for name in home.fleet.processes}
+    sent = 0
+    with home.mqtt(home.topics.result(vgg.name, "+")) as user:
+        for topic, valid in messages(home, vgg).items():
+            for message in valid:
+                for _ in range(DAMAGED):
+                    user.publish(topic, mutate(chance, message))
+                    sent += 1
+        for name, payload in bombs().items():
+            user.publish(
+                home.topics.infer(vgg.name, f"bomb-{len(name)}-{name[0]}"),
+                payload,
+            )
+        user.publish(home.topics.infer(vgg.name, "unreadable"), picture(1), **UNREADABLE)
+        for topic in ("$SYS/x", f"{home.topics.root}/device/{home.fleet.names[0]}/inbox"):
+            user.publish(home.topics.infer(vgg.name, "reply"), picture(1), ResponseTopic=topic)
+        user.publish(home.topics.plan("ghost"), b"")
+    check_serves(home, vgg)
+    for name in home.fleet.processes:
+        assert memory(home, name) < before[name] + MEMORY, name
+        assert len(home.log(name).splitlines()) < lines[name] + sent, name
+        assert "internal error" not in home.log(name)
+
+
+def memory(home: Field, name: str) -> int:
+    """Return the bytes that a process holds."""
+    return psutil.Process(home.fleet.processes[name].pid).memory_info().rss
 
 
 def test_damaged_requests_are_each_answered_once(home: Field, vgg: Reference) -> None:
