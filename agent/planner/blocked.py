@@ -38,6 +38,20 @@ def identity_for(channels: int) -> str:
     return "Conv" if channels % _ALIGNED == 0 else ""
 
 
+def is_blocked_conv(node: Node, graph: Graph) -> bool:
+    """Tell whether a float32 convolution of maps is computed in the layout on x86."""
+    if not all(graph.is_folded(name) for name in node.inputs[1:] if name):
+        return False
+    filters, depth = graph.shape(node.inputs[1])[:2]
+    groups = node.attributes.get("group", 1)
+    if groups == 1:
+        return bool(depth < _BLOCK or depth % _ALIGNED == 0)
+    if depth == 1 and filters == groups:
+        return bool(filters % _ALIGNED == 0)
+    each = filters // groups
+    return bool(filters % _BLOCK == 0 and depth % _BLOCK == 0 and each % _BLOCK == 0)
+
+
 class _Tracker:
     """Follows the layout from node to node; `kernels` are outputs to which more can be fused."""
 
@@ -53,7 +67,7 @@ class _Tracker:
 
     def _follow(self, node: Node, output: str) -> None:
         if node.op == "Conv":
-            if self._is_blocked_conv(node):
+            if is_blocked_conv(node, self._graph):
                 self.blocked.add(output)
                 self._kernels.add(output)
         elif node.op in _POOLS:
@@ -63,18 +77,6 @@ class _Tracker:
             self.blocked.add(output)
             if self._extends_kernel(node):
                 self._kernels.add(output)
-
-    def _is_blocked_conv(self, node: Node) -> bool:
-        if not all(self._graph.is_constant(name) for name in node.inputs[1:] if name):
-            return False
-        filters, depth = self._graph.shape(node.inputs[1])[:2]
-        groups = node.attributes.get("group", 1)
-        if groups == 1:
-            return depth < _BLOCK or depth % _ALIGNED == 0
-        if depth == 1 and filters == groups:
-            return bool(filters % _ALIGNED == 0)
-        each = filters // groups
-        return bool(filters % _BLOCK == 0 and depth % _BLOCK == 0 and each % _BLOCK == 0)
 
     def _keeps(self, node: Node) -> bool:
         """Tell whether a node that is no kernel gives a blocked output."""

@@ -46,7 +46,7 @@ class Device:
     `link_bytes_per_s` is the rate of its link in each direction, `link_latency_s` the time that a
     small message takes from one device to another. `profile` has the times of layers that were
     measured there, by key (`agent.planner.profile`); of others the rates tell. Tiles are shared in
-    proportion to `share`, to the flop/s if it is not given.
+    proportion to `share`, to the flop/s if it is not given. `threads` are those of an operator.
     """
 
     id: str
@@ -58,6 +58,7 @@ class Device:
     memory_limit_bytes: int | None = None
     profile: Mapping[str, LayerTime] | None = None
     share: float | None = None
+    threads: int = 1
 
     @property
     def shared_by(self) -> float:
@@ -85,7 +86,8 @@ class Work:
     """What some tiles of a block cost; every array has the shape (tiles,).
 
     `device` is the rank of each tile's device. `seconds` are those of the layers alone, and
-    `weighed` is arithmetic weighed by `Rates.weight`; both count what is added with rates.
+    `weighed` is arithmetic weighed by `Rates.weight`; both count what is added with rates. `uneven`
+    tells which are rounded otherwise than the whole, of a graph that is to keep every bit.
     """
 
     device: Any
@@ -95,11 +97,14 @@ class Work:
     peak: Floats
     seconds: Floats
     weighed: Floats
+    uneven: Any
 
     @classmethod
     def none(cls, device: Any) -> Work:
         """Return no work for tiles on the devices of the ranks `device`."""
-        return cls(device, *(np.zeros(len(device)) for _ in range(6)))
+        flops, moved, weights, peak, seconds, weighed = np.zeros((6, len(device)))
+        uneven = np.zeros(len(device), dtype=bool)
+        return cls(device, flops, moved, weights, peak, seconds, weighed, uneven)
 
     def add(
         self, layer: Layer, demand: Demand, graph: Graph, rates: Rates | None = None
@@ -135,6 +140,7 @@ class Work:
     def _add_node(self, reading: Reading, graph: Graph, *, fused: bool) -> None:
         field, computed, reads = reading
         operator = field.operator
+        self.uneven |= field.uneven(reading)
         sizes = computed.sizes().astype(np.float64)
         self.flops += operator.flops * sizes
         touched = sizes * graph.itemsize(field.node.outputs[0])
@@ -265,6 +271,10 @@ class CostModel:
         needed = work.weights + work.peak + borders
         over = needed > self._limit[self._layouts.device]
         return self.largest(over.astype(np.float64)) > 0
+
+    def uneven(self, work: Work) -> Any:
+        """Return for each layout whether a tile is rounded otherwise than the whole."""
+        return self.largest(work.uneven.astype(np.float64)) > 0
 
     def shared(self, work: Work) -> tuple[Floats, Floats]:
         """Return what is weighed of all tiles of each layout, and its devices' joint rate."""

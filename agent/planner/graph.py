@@ -90,6 +90,8 @@ class Graph:
 
     `nodes` are in topological order and compute activations; `expressions` are the nodes, by their
     output, that depend on weights alone. `tensors` are the outputs of both, and the input.
+    `threads` is not 0 where every bit is to be what one device computes: the most threads with
+    which a device runs a segment, on which the order of sums depends.
     """
 
     nodes: tuple[Node, ...]
@@ -101,6 +103,7 @@ class Graph:
     constants: Mapping[str, np.ndarray[Any, Any]]
     opsets: tuple[tuple[str, int], ...]
     ir_version: int
+    threads: int = 0
 
     @property
     def opset(self) -> int:
@@ -132,6 +135,16 @@ class Graph:
     def is_constant(self, name: str) -> bool:
         """Tell whether `name` is known before any request."""
         return name in self.constants or name in self.weights or name in self.expressions
+
+    def is_folded(self, name: str) -> bool:
+        """Tell whether onnxruntime knows a constant when it loads a graph.
+
+        It does not compute weights that are dequantized before they are used.
+        """
+        node = self.expressions.get(name)
+        if node is None:
+            return name in self.constants or name in self.weights
+        return node.op != "DequantizeLinear" and all(map(self.is_folded, filter(None, node.inputs)))
 
     def itemsize(self, name: str) -> int:
         """Return the bytes of one element of an activation, weight or constant."""

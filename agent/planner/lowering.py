@@ -27,10 +27,12 @@ from agent.planner.operators.reductions import (
     REDUCTIONS,
     reduced_axes,
 )
+from agent.planner.quantization import rounds_to_integers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from agent.planner.cost import Device
     from agent.planner.graph import Graph, Node
 
 Array = np.ndarray[Any, Any]
@@ -39,6 +41,23 @@ LOWERED = "halomq"
 _SLICE_BY_INPUTS = 10
 _PICTURE_RANK = 4
 _FLOATS = frozenset({"float16", "float32", "float64"})
+
+
+def lowered_for(
+    graph: Graph, devices: Sequence[Device], *, exact: bool, whole: bool = False
+) -> Graph:
+    """Return the graph as it is planned for some devices.
+
+    Args:
+        graph: the model.
+        devices: those that may be used.
+        exact: whether every bit is to be what one device computes. Of a model that rounds to
+            integers it always is: there a difference of rounding is a whole step.
+        whole: whether reductions stay whole.
+    """
+    if exact or rounds_to_integers(graph):
+        return lower(replace(graph, threads=max(device.threads for device in devices)), 1)
+    return lower(graph, 1 if whole else len(devices))
 
 
 def lower(graph: Graph, slots: int) -> Graph:

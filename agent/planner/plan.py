@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from agent.errors import ModelError
 from agent.planner.dpfp import FREE, Allowed, Choice, Search
 from agent.planner.layout import Shape, shapes_for, split_axes
-from agent.planner.lowering import lower
+from agent.planner.lowering import lowered_for
 from agent.planner.program import compile_programs
 from agent.planner.schedule import halo_bytes, make_schedule
 from agent.planner.simulate import simulate
@@ -139,7 +139,7 @@ def compile_plan(
         layouts: forced layouts, one for each block between `cuts`; or one number of devices that
             every block uses as far as its tensors can be split; None lets the planner choose.
         form: which layouts there are: rows, columns, grids (as square as can be), or any.
-        exact: do without partial results, which are summed in another order than by one device.
+        exact: split only what is then computed as one device does, to the bit.
         overlap: whether devices may compute while halos travel.
         objective: the time of a request that is alone, or that of several in flight.
         broker_bytes_per_s: rate of the broker's own link in each direction; None for the fastest
@@ -151,7 +151,7 @@ def compile_plan(
     """
     if not devices:
         raise ModelError("a plan needs at least one device")
-    lowered = lower(graph, 1 if exact else len(devices))
+    lowered = lowered_for(graph, devices, exact=exact, whole=rules.whole_reductions)
     usable = ranked(devices)
     allowed = Allowed(cuts, layouts)
     while True:

@@ -18,8 +18,13 @@ from onnx import numpy_helper
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from agent.planner.graph import Graph, Node
+
 _X86 = frozenset({"x86_64", "AMD64", "amd64", "i686", "x86"})
 _SHIFT = 128
+_CLIPPING = frozenset({"Relu", "Clip"})
+# What makes integers of floats; onnxruntime's own operators on these are QSomething.
+_ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear"})
 
 
 def as_the_runtime_has_it(graph: onnx.GraphProto, machine: str | None = None) -> None:
@@ -44,14 +49,38 @@ def as_the_runtime_has_it(graph: onnx.GraphProto, machine: str | None = None) ->
                 _turn(pair, [int(zero or 0) + _SHIFT for zero in zeros], graph)
 
 
-def kinds_of_integer_kernels(machine: str | None = None) -> frozenset[str]:
-    """Return the activations on which onnxruntime computes with integers on `machine`.
+def on_x86() -> bool:
+    """Tell whether this processor is an x86, with onnxruntime's kernels for it."""
+    return platform.machine() in _X86
 
-    Args:
-        machine: the processor as `platform.machine` calls it, by default this one.
+
+def rounds_to_integers(graph: Graph) -> bool:
+    """Tell whether a model rounds activations to integers: a difference is then a whole step."""
+    ops = {node.op for node in graph.nodes}
+    return bool(ops & _ROUNDING) or any(op.startswith(("QLinear", "QGemm")) for op in ops)
+
+
+def is_on_integers(node: Node, graph: Graph) -> bool:
+    """Tell whether onnxruntime computes a Conv, Gemm or MatMul of floats on integers.
+
+    It does where all inputs are dequantized and its one reader quantizes to the type that the
+    activation had; that the quantized range clips makes a Relu or Clip before it needless.
     """
-    on_x86 = (machine or platform.machine()) in _X86
-    return frozenset({"uint8"}) if on_x86 else frozenset({"uint8", "int8"})
+    producer = graph.producers.get(node.inputs[0])
+    weights = [graph.expressions.get(name) for name in node.inputs[1:] if name]
+    if any(found is None or found.op != "DequantizeLinear" for found in (producer, *weights)):
+        return False
+    output = node.outputs[0]
+    while True:
+        readers = graph.consumers.get(output, ())
+        if len(readers) != 1 or output in graph.outputs:
+            return False
+        output = readers[0].outputs[0]
+        if readers[0].op not in _CLIPPING:
+            break
+    kind = graph.tensors[node.inputs[0] if producer is None else producer.inputs[0]].dtype
+    same = readers[0].op == "QuantizeLinear" and graph.tensors[output].dtype == kind
+    return same and kind in ({"uint8"} if on_x86() else {"uint8", "int8"})
 
 
 def _signed_zero(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> int | None:

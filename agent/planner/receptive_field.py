@@ -163,6 +163,14 @@ class Field:
                 total = total + field.weight_bytes(field.computed(self.needed(index, computed)))
         return total
 
+    def uneven(self, reading: Reading) -> Any:
+        """Return which tiles are rounded otherwise than the whole; shape (tiles,), or a scalar."""
+        keeps = self.operator.keeps
+        if keeps is None:
+            return False
+        computed, read = (box.stop - box.start for box in (reading.computed, reading.reads[0]))
+        return ~keeps(computed, read) & (computed != self.shape).any(axis=1)
+
     @cached_property
     def whole(self) -> Region:
         """The region of the node's whole first output."""

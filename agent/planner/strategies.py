@@ -16,7 +16,7 @@ from agent.planner.cost import Device
 from agent.planner.dpfp import Allowed, Rules, Search
 from agent.planner.layers import layers_of
 from agent.planner.layout import Shape
-from agent.planner.lowering import lower
+from agent.planner.lowering import lowered_for
 from agent.planner.plan import compile_plan, ranked, shapes_of_form
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 # DeepThings fuses no more layers than these.
 _FUSED = 16
 
-_MODNN = Rules(relayed=True)
-_EQUAL_MAPS = Rules(equal=True, maps_only=True)
+_MODNN = Rules(relayed=True, whole_reductions=True)
+_EQUAL_MAPS = Rules(equal=True, maps_only=True, whole_reductions=True)
 _HALP = replace(_EQUAL_MAPS, borders_first=True)
 
 
@@ -62,7 +62,7 @@ def compile_strategy(
         graph: the model.
         devices: the devices that may be used, in any order.
         model_name: the name under which the programs serve it.
-        exact: do without partial sums; only "dpfp" has any.
+        exact: split only what is then computed as one device does, to the bit.
         objective: what "dpfp" plans for; the others are of latency.
         form: which layouts "dpfp" has; the others have theirs.
 
@@ -78,14 +78,14 @@ def compile_strategy(
         )
     if strategy == "single":
         fastest = ranked(devices)[:1]
-        return compile_plan(graph, fastest, model_name=model_name, exact=True)
+        return compile_plan(graph, fastest, model_name=model_name)
     restrict = {
         "modnn": _modnn,
         "deepthings": _deepthings,
         "halp": _halp,
         "dpfp-paper": _dpfp_paper,
     }[strategy]
-    found = restrict(lower(graph, 1), ranked(devices))
+    found = restrict(lowered_for(graph, devices, exact=exact, whole=True), ranked(devices))
     return compile_plan(
         graph,
         devices,
@@ -93,7 +93,7 @@ def compile_strategy(
         cuts=found.cuts,
         layouts=found.layouts,
         form=found.form,
-        exact=True,
+        exact=exact,
         overlap=False,
         rules=found.rules,
     )

@@ -46,6 +46,7 @@ def planner_device(member: Member) -> Device:
         link_latency_s=capacity.link_latency_s,
         step_overhead_s=capacity.step_overhead_s,
         memory_limit_bytes=capacity.memory_limit_bytes,
+        threads=max(1, capacity.threads),
     )
 
 

@@ -14,6 +14,8 @@ from onnxruntime.transformers import float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
 _SEED = 8
@@ -41,6 +43,7 @@ def quantized(
     *,
     activations: Literal["u8", "s8"] = "u8",
     per_channel: bool = False,
+    left_out: Collection[str] = (),
 ) -> Path:
     """Write a model of 8 bits; its weights are signed.
 
@@ -50,6 +53,7 @@ def quantized(
         format: QuantizeLinear and DequantizeLinear around float operators, or operators of 8 bits.
         activations: whether they are unsigned or signed.
         per_channel: give each filter a scale of its own.
+        left_out: names of nodes that are left as they are.
 
     Returns:
         `out`.
@@ -68,6 +72,7 @@ def quantized(
             per_channel=per_channel,
             activation_type=kinds[activations],
             weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=list(left_out),
         )
     return out
 

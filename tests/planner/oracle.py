@@ -34,14 +34,14 @@ def weight(spec: WeightSpec, blobs: Mapping[str, bytes | memoryview]) -> Array:
 class Fleet:
     """All devices of a plan in one process: runs each step once everything it reads is there."""
 
-    def __init__(self, plan: Plan, model: ImportedModel) -> None:
+    def __init__(self, plan: Plan, model: ImportedModel, options: RuntimeOptions = OPTIONS) -> None:
         self.plan = plan
         blobs = {ref.digest: content for ref, content in model.blobs()}
         self._segments = {
             (device, number): Segment(
                 plan.segments[spec.graph.digest],
                 {w.name: weight(w, blobs) for w in spec.weights},
-                OPTIONS,
+                options,
             )
             for device, program in plan.programs.items()
             for number, spec in enumerate(program.segments)

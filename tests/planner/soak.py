@@ -1,11 +1,15 @@
 """Compares random models, whole and split in random ways, for as long as one likes.
 
-    python -m tests.planner.soak --examples 5000 [--first 0] [--keep DIRECTORY]
+    python -m tests.planner.soak --examples 5000 [--first 0] [--keep DIRECTORY] [--exact|--integers]
 
 has hypothesis draw them in batches of 100, each from its own number, and prints how far it is and
 the largest error so far. What fails is made as small as it can be: it is printed with its layouts,
 its model is kept as DIRECTORY/BATCH.onnx (by default in the system's directory for temporary
 files), and `--first BATCH --examples 100` finds it again.
+
+With --exact models are split as `halomq verify --exact` does; with --integers they are quantized
+first, at random signed or not and with operators left out. Both run with 1, 2 or 4 threads, and
+every byte must be the same.
 """
 
 from __future__ import annotations
@@ -14,19 +18,22 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis.strategies import randoms
 
-from agent.adapters.runtime import run_whole
+from agent.adapters.runtime import RuntimeOptions, WholeModel, run_whole
 from agent.errors import InputError
 from agent.planner import check, compile_plan, model_file
 from agent.planner.dpfp import Search
-from agent.planner.lowering import lower
+from agent.planner.layers import layers_of
+from agent.planner.lowering import lower, lowered_for
+from models.zoo.converted import quantized
 from tests.planner.oracle import OPTIONS, Fleet, devices, load, relative_error
 from tests.planner.strategies import sketch
 
@@ -36,14 +43,22 @@ if TYPE_CHECKING:
 
     from agent.planner import Device, Graph
     from agent.planner.layout import Shape
+    from agent.planner.plan import Form
     from tests.planner.oracle import Array
     from tests.planner.sketch import Sketch
+
+Kind = Literal["any", "exact", "integers"]
 
 TOLERANCE = 1e-5
 _BATCH = 100
 _RATES = (1.0, 1.0, 1.5, 3.0)
 # The scales of a Resize are as many, less one.
 _FEW_BYTES = 17
+_FORMS: tuple[Form, ...] = ("rows", "columns", "grid", "any")
+_KINDS: tuple[Literal["u8", "s8"], ...] = ("u8", "s8")
+_FORMATS: tuple[Literal["qdq", "qoperator"], ...] = ("qdq", "qdq", "qoperator")
+# Zero points of each filter.
+_QUANTIZED_SINCE = 13
 
 
 class Outcome(NamedTuple):
@@ -70,8 +85,13 @@ def exploring(examples: int, **changed: Any) -> settings:
     )
 
 
-def run(random: Random, path: Path) -> Outcome:
+def run(random: Random, path: Path, kind: Kind = "any") -> Outcome:
     """Draw an example, write its model to `path`, and compare it whole and split.
+
+    Args:
+        random: what it is drawn from.
+        path: where its model is written.
+        kind: "exact" to split it without other roundings, "integers" to quantize it.
 
     Raises:
         UnsatisfiedAssumption: if onnxruntime cannot run the whole model either.
@@ -80,6 +100,8 @@ def run(random: Random, path: Path) -> Outcome:
     """
     builder, outputs = sketch(random)
     builder.save(path, *outputs)
+    if kind != "any":
+        return _run_exactly(random, builder, path, quantize=kind == "integers")
     fleet = devices(*(random.choice(_RATES) for _ in range(random.randint(1, 6))))
     # At times even small kernels travel as weights.
     with patch.object(model_file, "LARGE_BYTES", random.choice([_FEW_BYTES, _FEW_BYTES, 4096])):
@@ -88,6 +110,60 @@ def run(random: Random, path: Path) -> Outcome:
     plan = compile_plan(graph, fleet, model_name="m", cuts=cuts, layouts=layouts)
     split = f"cuts {cuts}, layouts {' '.join(map(str, layouts))}"
     return compare(builder, outputs, path, Fleet(plan, model), split)
+
+
+def _run_exactly(random: Random, builder: Sketch, path: Path, *, quantize: bool) -> Outcome:
+    """Compare a drawn model byte by byte."""
+    if quantize:
+        _quantize(random, builder, path)
+    threads = random.choice([1, 1, 2, 4])
+    rates = [random.choice(_RATES) for _ in range(random.randint(2, 6))]
+    fleet = [replace(device, threads=threads) for device in devices(*rates)]
+    model, graph = load(path)
+    layers = len(layers_of(lowered_for(graph, fleet, exact=True)))
+    share = random.choice([0.0, 0.3, 0.6, 1.0])
+    cuts = [cut for cut in range(1, layers) if random.random() < share]
+    form = random.choice(_FORMS)
+    plan = compile_plan(
+        graph, fleet, model_name="m", cuts=cuts, layouts=len(fleet), form=form, exact=not quantize
+    )
+    check(plan.programs)
+    options = RuntimeOptions(threads=threads)
+    value = builder.rng.standard_normal(builder.shape("x")).astype(np.float32)
+    try:
+        expected = run_whole(path, [value], options)
+    except InputError:
+        assume(False)
+    found = Fleet(plan, model, options).run(value)
+    split = f"{threads} threads, cuts {cuts}, layouts {' '.join(map(str, plan.layouts))}"
+    for one, other in zip(found, expected, strict=True):
+        if one.tobytes() != other.tobytes():
+            raise WrongAnswerError(f"error {relative_error(one, other):.3g}; {split}")
+    return Outcome(0.0, split)
+
+
+def _quantize(random: Random, builder: Sketch, path: Path) -> None:
+    """Make a drawn model one of 8 bits, if onnxruntime's quantizer takes it."""
+    assume(builder.opset >= _QUANTIZED_SINCE)
+    names = [node.name for node in builder.nodes]
+    left_out = random.sample(names, int(random.choice([0.0, 0.2, 0.4]) * len(names)))
+    kind = random.choice(_KINDS)
+    plain = path.with_suffix(".float.onnx")
+    path.replace(plain)
+    try:
+        quantized(
+            plain,
+            path,
+            random.choice(_FORMATS),
+            activations=kind,
+            per_channel=random.random() < 0.5,
+            left_out=left_out,
+        )
+        WholeModel(path, OPTIONS)
+    except Exception:  # noqa: BLE001 - what the quantizer raises has no common base
+        assume(False)
+    finally:
+        plain.unlink()
 
 
 def compare(
@@ -156,6 +232,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0)
+    exactly = parser.add_mutually_exclusive_group()
+    exactly.add_argument("--exact", dest="kind", action="store_const", const="exact")
+    exactly.add_argument("--integers", dest="kind", action="store_const", const="integers")
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args(arguments)
     options.keep.mkdir(parents=True, exist_ok=True)
@@ -164,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batch, count = options.first + done // _BATCH, min(_BATCH, options.examples - done)
         path = options.keep / f"{batch}.onnx"
         try:
-            worst = max(worst, explore(batch, count, path))
+            worst = max(worst, explore(batch, count, path, options.kind or "any"))
             path.unlink(missing_ok=True)
         except Exception as wrong:  # noqa: BLE001 - the run goes on
             failed += 1
@@ -175,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def explore(number: int, count: int, path: Path) -> float:
+def explore(number: int, count: int, path: Path, kind: Kind = "any") -> float:
     """Run a batch of examples and return the largest error.
 
     Raises:
@@ -187,7 +266,7 @@ def explore(number: int, count: int, path: Path) -> float:
     @exploring(count)
     @given(random=randoms(use_true_random=False))
     def example(random: Random) -> None:
-        errors.append(run(random, path).error)
+        errors.append(run(random, path, kind).error)
 
     example()
     return max(errors)

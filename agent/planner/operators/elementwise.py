@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.planner.operators.entry import (
+    UNEVEN,
     Operator,
     broadcast,
     everything,
@@ -29,12 +30,19 @@ ELEMENTWISE = (
     "And", "Or", "Xor", "Not", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual",
     "IsNaN", "IsInf", "Shrink", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot",
 )  # fmt: skip
+# The last few elements of a tensor are computed by other functions than the rest.
+_BY_POSITION = frozenset(
+    {"Elu", "Selu", "Celu", "Mish", "Softplus", "Log", "Pow"}
+    | {"Sin", "Cos", "Asin", "Acos", "Atan"}
+)
 MICROSOFT_ELEMENTWISE = ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")
 
 
 def elementwise(node: Node, graph: Graph) -> Operator:
     """Describe an operator that broadcasts its inputs as numpy does."""
     output = graph.shape(node.outputs[0])
+    if graph.threads and node.op in _BY_POSITION:
+        return everything(node, graph, UNEVEN)
     return Operator(tuple(broadcast(graph.shape(n), output) if n else None for n in node.inputs))
 
 
@@ -78,6 +86,8 @@ def softmax(node: Node, graph: Graph) -> Operator:
 
 def lrn(node: Node, graph: Graph) -> Operator:
     """Describe LRN, which looks at neighbouring channels."""
+    if graph.threads:
+        return everything(node, graph, UNEVEN)
     return whole_on((1,), node, graph)
 
 

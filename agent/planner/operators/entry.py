@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
     from agent.geometry import Region
     from agent.planner.graph import Graph, Node
+    from agent.planner.operators.rounding import Keeps
+
+
+UNEVEN = "rounds otherwise in tiles"
 
 
 class AxisMap(NamedTuple):
@@ -99,7 +103,9 @@ class Operator:
 
     `flops` are for each output element. A node is `free` if it costs nothing where it stands:
     views, and what onnxruntime fuses away. `own` marks a partial result: a tile of the output is
-    made from the same device's tile of the input, whatever the maps say of the whole.
+    made from the same device's tile of the input, whatever the maps say of the whole. `keeps` tells
+    from the extents of tiles, and of what they read of the first input, which tiles are rounded as
+    the whole is; None where all are, or none need be (`rounding`).
     """
 
     maps: tuple[Maps | None, ...]
@@ -109,6 +115,7 @@ class Operator:
     memory_bound: bool = True
     free: bool = False
     own: bool = False
+    keeps: Keeps | None = None
     write: Callable[[Tile, Writer], Region] = as_it_is
 
 

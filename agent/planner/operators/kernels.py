@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
+from agent.planner.blocked import is_blocked_conv
 from agent.planner.operators.entry import (
+    UNEVEN,
     AxisMap,
     Operator,
     everything,
@@ -14,7 +17,8 @@ from agent.planner.operators.entry import (
     whole,
     wholly,
 )
-from agent.planner.quantization import kinds_of_integer_kernels
+from agent.planner.operators.rounding import transposed_windows, windows
+from agent.planner.quantization import is_on_integers, on_x86
 from agent.planner.windows import pads_of, tile_pads
 
 if TYPE_CHECKING:
@@ -24,43 +28,29 @@ if TYPE_CHECKING:
     from agent.planner.graph import Graph, Node
     from agent.planner.operators.entry import Maps, Tile, Writer
 
+_MAP_RANK = 4
 _WIDE_PADS = "has padding as wide as its kernel"
-# onnxruntime's matrix products sum so many inputs at a time, more of them where a map, or a tile,
-# has no more than 64 pixels: (most pixels, inputs).
-_SUMMED = ((16, 1024), (32, 512), (64, 256))
-_SUMMED_AT_LEAST = 128
-# A tile of a larger map has more than 64 pixels, unless it is less than a sixteenth of it.
-_SMALL_MAP = 1024
 
 
 def conv(node: Node, graph: Graph) -> Operator:
     """Describe Conv (x, w, bias)."""
-    if _sums_quantized_floats(node, graph):
-        return everything(node, graph, "sums dequantized floats in another order in tiles")
-    return _convolution(node, graph, weight=1, by_filter=(2,))
+    return _as_product(_convolution(node, graph, weight=1, by_filter=(2,)), node, graph)
 
 
-def _sums_quantized_floats(node: Node, graph: Graph) -> bool:
-    """Tell whether a quantized convolution is computed on floats, in an order that tiles change.
-
-    It is a matrix product then, and where its sum is rounded otherwise an integer changes by one.
-    """
-    producer, weight = graph.producers.get(node.inputs[0]), graph.expressions.get(node.inputs[1])
-    if producer is None or weight is None:
-        return False
-    if producer.op != "DequantizeLinear" or weight.op != "DequantizeLinear":
-        return False
-    readers = graph.consumers.get(node.outputs[0], ())
-    if len(readers) == 1 and readers[0].op in {"Relu", "Clip"}:
-        # The range that is quantized clips already, so these go.
-        readers = graph.consumers.get(readers[0].outputs[0], ())
-    kinds = {graph.tensors[name].dtype for reader in readers for name in reader.outputs[:1]}
-    kinds.add(graph.tensors[producer.inputs[0]].dtype)
-    if len(kinds) == 1 and kinds <= kinds_of_integer_kernels():
-        return False
-    depth, pixels = prod(graph.shape(node.inputs[1])[1:]), prod(graph.shape(node.outputs[0])[2:])
-    summed = next((count for most, count in _SUMMED if pixels <= most), _SUMMED_AT_LEAST)
-    return _SUMMED[0][0] < pixels <= _SMALL_MAP and depth > summed
+def _as_product(described: Operator, node: Node, graph: Graph) -> Operator:
+    """Have a convolution on floats keep every bit, where it must and is no kernel of its own."""
+    dtype = graph.tensors[node.outputs[0]].dtype
+    blocked = (
+        on_x86()
+        and dtype == "float32"
+        and len(graph.shape(node.outputs[0])) == _MAP_RANK
+        and is_blocked_conv(node, graph)
+    )
+    exact = blocked or is_on_integers(node, graph) or not graph.is_constant(node.inputs[1])
+    if not graph.threads or exact:
+        return described
+    depth = prod(graph.shape(node.inputs[1])[1:])
+    return replace(described, keeps=windows(depth, graph.threads))
 
 
 def conv_integer(node: Node, graph: Graph) -> Operator:
@@ -78,7 +68,7 @@ def fused_conv(node: Node, graph: Graph) -> Operator:
     described = _convolution(node, graph, weight=1, by_filter=(2,))
     if len(node.inputs) > 3 and node.inputs[3]:  # noqa: PLR2004
         return everything(node, graph, "adds another tensor inside its kernel")
-    return described
+    return _as_product(described, node, graph)
 
 
 def _convolution(node: Node, graph: Graph, weight: int, by_filter: tuple[int, ...]) -> Operator:
@@ -118,8 +108,8 @@ def pool(node: Node, graph: Graph) -> Operator:
         node.attributes.get("count_include_pad", 0) or max(node.ints("dilations", (1,))) > 1
     ):
         return everything(node, graph, "rounds up over counted or dilated padding")
-    if _meets_ties(node, graph, kernel):
-        return everything(node, graph, "rounds halves of integers differently in tiles")
+    if graph.threads and _averages_integers(node, graph):
+        return everything(node, graph, UNEVEN)
     windows = _windows(node, graph, kernel)
     if windows is None:
         return everything(node, graph, _WIDE_PADS)
@@ -127,16 +117,16 @@ def pool(node: Node, graph: Graph) -> Operator:
     return Operator(maps, flops=float(prod(kernel)), write=_with_pads)
 
 
-def _meets_ties(node: Node, graph: Graph, kernel: Sequence[int]) -> bool:
-    """Tell whether averages of integers may lie halfway between two of them.
+def _averages_integers(node: Node, graph: Graph) -> bool:
+    """Tell whether a pooling averages integers.
 
-    onnxruntime rounds these up or down according to where an element lies in a row.
+    Of averages that lie halfway between two of them onnxruntime rounds the last few of a tensor
+    otherwise than the rest.
     """
     producer = graph.producers.get(node.inputs[0])
-    quantized = node.op == "QLinearAveragePool" or (
+    return node.op == "QLinearAveragePool" or (
         node.op == "AveragePool" and producer is not None and producer.op == "DequantizeLinear"
     )
-    return quantized and prod(kernel) % 2 == 0
 
 
 def _windows(node: Node, graph: Graph, kernel: Sequence[int]) -> Maps | None:
@@ -178,12 +168,14 @@ def conv_transpose(node: Node, graph: Graph) -> Operator:
         for axis, (stride, reach, pad) in enumerate(_transposed(node, kernel))
     )
     strides = node.ints("strides", (1,) * len(kernel[2:]))
+    depth = shape[1] // node.attributes.get("group", 1)
     return Operator(
         ((same(0), whole(shape[1]), *spatial), *parameters(node, graph)),
         (1,),
         "is split by rows and columns, not by channels",
         flops=2.0 * kernel[0] * prod(kernel[2:]) / node.attributes.get("group", 1) / prod(strides),
         memory_bound=False,
+        keeps=transposed_windows(depth, graph.threads) if graph.threads else None,
         write=_transposed_tile,
     )
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.planner.operators.entry import Operator, broadcast, everything, parameters, same, whole
+from agent.planner.operators.rounding import products
+from agent.planner.quantization import is_on_integers
 
 if TYPE_CHECKING:
     from agent.planner.graph import Graph, Node
     from agent.planner.operators.entry import Maps
+    from agent.planner.operators.rounding import Keeps
 
 _MATRIX = 2
 _BY_COLUMNS = "keeps its weight by columns, which cannot be fetched in part"
@@ -32,7 +35,15 @@ def gemm(node: Node, graph: Graph) -> Operator:
         _BY_COLUMNS if by_columns else "",
         flops=2.0 * depth,
         memory_bound=False,
+        keeps=_keeps(node, graph, depth),
     )
+
+
+def _keeps(node: Node, graph: Graph, depth: int) -> Keeps | None:
+    """Return the rule of a product of floats, which onnxruntime packs where it knows the weight."""
+    floats = graph.tensors[node.outputs[0]].dtype in {"float32", "float64"}
+    packed = graph.is_folded(node.inputs[1]) or is_on_integers(node, graph)
+    return products(depth, graph.threads) if graph.threads and floats and not packed else None
 
 
 def matmul(node: Node, graph: Graph) -> Operator:
@@ -68,4 +79,5 @@ def _product(node: Node, graph: Graph, first: int, second: int) -> Operator:
         _BY_COLUMNS if by_columns else "",
         flops=2.0 * left[-1],
         memory_bound=False,
+        keeps=_keeps(node, graph, left[-1]),
     )

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from agent.geometry import shape_of
-from agent.planner.operators.entry import Operator, everything, parameters, same, whole, wholly
+from agent.planner.operators.entry import (
+    UNEVEN,
+    Operator,
+    everything,
+    parameters,
+    same,
+    whole,
+    wholly,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +38,7 @@ PARTIAL, COMBINED = "Partial", "Combined"
 _SUM_AXES_BY_INPUT = 13
 _EXTREME_AXES_BY_INPUT = 18
 _FLOAT = 1
+_EXACT = frozenset({"ReduceMax", "ReduceMin"})
 
 
 class Reduction(NamedTuple):
@@ -68,6 +77,9 @@ def reduce(node: Node, graph: Graph) -> Operator:
     axes = reduced_axes(node, graph)
     if axes is None:
         return everything(node, graph, "has axes that are computed, or none")
+    if graph.threads and node.op not in _EXACT:
+        # Sums are added from where memory is aligned, which is another element in a tile.
+        return everything(node, graph, UNEVEN)
     shape = graph.shape(node.inputs[0])
     keeps, maps, at = node.attributes.get("keepdims", 1), [], 0
     for axis, extent in enumerate(shape):

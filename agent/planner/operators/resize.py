@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from agent.planner.operators.entry import AxisMap, Operator, everything, parameters, same, whole
+from agent.planner.operators.entry import (
+    UNEVEN,
+    AxisMap,
+    Operator,
+    everything,
+    parameters,
+    same,
+    whole,
+)
 from agent.planner.operators.shapes import write_slice
 
 if TYPE_CHECKING:
@@ -53,11 +61,9 @@ def resize(node: Node, graph: Graph) -> Operator:
     axes = _axes(node, graph)
     if isinstance(axes, str):
         return everything(node, graph, axes)
-    producer = graph.producers.get(node.inputs[0])
     interpolates = any(found.weights.shape[1] > 1 for found in axes.values())
-    if interpolates and producer is not None and producer.op == "DequantizeLinear":
-        # What is interpolated meets halves, and a tile's sums would round these otherwise.
-        return everything(node, graph, "interpolates integers")
+    if graph.threads and interpolates and not _keeps(node, graph, axes):
+        return everything(node, graph, UNEVEN)
     maps = []
     for axis, extent in enumerate(graph.shape(node.inputs[0])):
         found = axes.get(axis)
@@ -205,11 +211,29 @@ def _map(axis: int, extent: int, taps: Array) -> AxisMap:
     return AxisMap(axis, extent, low, high, count)
 
 
+def _keeps(node: Node, graph: Graph, axes: dict[int, _Axis]) -> bool:
+    """Tell whether tiles are interpolated as the whole is, to the bit.
+
+    Positions in a part are those in the whole, less a whole number; that rounds no weight where
+    the scale is a power of two. Integers meet halves, which a tile that is cut off before it is
+    quantized again would round otherwise.
+    """
+    producer = graph.producers.get(node.inputs[0])
+    integers = producer is not None and producer.op == "DequantizeLinear"
+    powers = all(int(found.scale) & (int(found.scale) - 1) == 0 for found in axes.values())
+    return not integers and _is_resize(node, graph, axes) and powers
+
+
+def _is_resize(node: Node, graph: Graph, axes: dict[int, _Axis]) -> bool:
+    """Tell whether a tile is a Resize too."""
+    placed = _settings(node, graph).place in _SHIFTING
+    return placed and all(_enlarges(found.scale) for found in axes.values())
+
+
 def _tile(tile: Tile, writer: Writer) -> Region:
     axes = _axes(tile.node, tile.graph)
     assert not isinstance(axes, str)  # noqa: S101 - such nodes are never split
-    settings = _settings(tile.node, tile.graph)
-    if settings.place in _SHIFTING and all(_enlarges(found.scale) for found in axes.values()):
+    if _is_resize(tile.node, tile.graph, axes):
         return _as_resize(tile, writer, axes)
     return _as_gathers(tile, writer, axes)
 
