@@ -19,7 +19,6 @@ from agent.geometry import slices_within, whole
 from agent.local import LocalFleet
 from agent.planner.layers import layers_of, live_tensors
 from agent.planner.layout import Layouts
-from agent.planner.lowering import lower
 from agent.planner.reference import with_outputs
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from agent.adapters.runtime import RuntimeOptions
     from agent.geometry import Region
     from agent.packaging import PackagedModel
-    from agent.planner import Device, Plan
+    from agent.planner import Device, Graph, Plan
 
 Replan = Callable[..., "Plan"]
 """Makes a plan with the `cuts` and `layouts` that it is given."""
@@ -78,6 +77,7 @@ class Locator:
 
     Args:
         packaged: the model.
+        lowered: its graph as the plans have it.
         image: the input.
         devices: those that the plans are for.
         options: how sessions run.
@@ -86,12 +86,13 @@ class Locator:
     def __init__(
         self,
         packaged: PackagedModel,
+        lowered: Graph,
         image: NDArray[Any],
         devices: Sequence[Device],
         options: RuntimeOptions,
     ) -> None:
         self._packaged, self._image, self._options = packaged, image, options
-        self._devices = devices
+        self._devices, self._lowered = devices, lowered
 
     def locate(self, plan: Plan, replan: Replan, outputs: dict[str, float]) -> FirstDifference:
         """Return where the answer of `plan` first differs.
@@ -118,7 +119,7 @@ class Locator:
         """Plan with a cut after each layer of a block, where its layout allows it."""
         edges = (0, *plan.cuts, sum(len(b.layers) for b in plan.blocks))
         shape = plan.layouts[block]
-        graph = lower(self._packaged.graph, len(self._devices))
+        graph = self._lowered
         layers = layers_of(graph)
         live = live_tensors(graph, layers)
         layouts = Layouts(graph, layers, self._devices, [shape])

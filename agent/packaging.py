@@ -51,7 +51,7 @@ def package_model(
     Args:
         path: the ONNX file.
         name: the name to serve it under, by default the file's.
-        exact: whether it is to be split without partial sums, whatever the manifest says.
+        exact: whether every bit is to be one device's, whatever the manifest says.
         objective: what its plan is to be the best for; None for what the manifest says.
         strategy: how it is to be split; None for what the manifest says.
 

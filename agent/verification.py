@@ -14,10 +14,11 @@ from agent.first_difference import FirstDifference, Locator
 from agent.local import LocalFleet
 from agent.packaging import package_model
 from agent.planner import Device, compile_plan
-from agent.planner.strategies import compile_strategy
+from agent.planner.lowering import lowered_for
+from agent.planner.strategies import RULES, compile_strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -77,17 +78,18 @@ class Verification:
     Args:
         path: the model.
         seed: of the random input.
-        exact: whether to split it without partial sums, whatever its manifest says.
+        exact: whether to keep every bit, whatever its manifest says.
+        threads: of an operator, on every device.
 
     Raises:
         ModelError: if the model cannot be served.
     """
 
-    def __init__(self, path: Path, *, seed: int = 0, exact: bool = False) -> None:
+    def __init__(self, path: Path, *, seed: int = 0, exact: bool = False, threads: int = 1) -> None:
         self._packaged = package_model(path, exact=exact)
         graph = self._packaged.graph
         self._image = seeded_input(graph.shape(graph.input), graph.tensors[graph.input].dtype, seed)
-        self._options = RuntimeOptions(threads=1)
+        self._options = RuntimeOptions(threads=threads)
         outputs = run_whole(path, [self._image], self._options)
         self._whole = dict(zip(graph.outputs, outputs, strict=True))
 
@@ -105,19 +107,11 @@ class Verification:
             devices: how many.
             layout: rows, columns, grid or any, of strategy "dpfp".
             strategy: how it is split; None for what its manifest says.
-            locate: also find the first difference, if there is one, of strategy "dpfp".
+            locate: also find the first difference, if there is one.
         """
         packaged, whole = self._packaged, self._whole
         strategy = strategy or packaged.manifest.strategy
-        members = _members(devices)
-        replan = partial(
-            compile_plan,
-            packaged.graph,
-            members,
-            model_name=packaged.package.name,
-            form=layout,
-            exact=packaged.manifest.exact,
-        )
+        members = _members(devices, self._options.threads)
         plan = compile_strategy(
             strategy,
             packaged.graph,
@@ -130,9 +124,8 @@ class Verification:
         errors = {name: relative_error(whole[name], split[name]) for name in whole}
         differing = {n: e for n, e in errors.items() if not equal(whole[n], split[n])}
         first = None
-        if locate and differing and strategy == "dpfp":
-            locator = Locator(packaged, self._image, members, self._options)
-            first = locator.locate(plan, replan, differing)
+        if locate and differing:
+            first = self._locate(plan, members, strategy, differing)
         return Verdict(
             model=packaged.package.name,
             devices=devices,
@@ -147,6 +140,29 @@ class Verification:
             first_difference=first,
             strategy=strategy,
         )
+
+    def _locate(
+        self,
+        plan: Plan,
+        members: Sequence[Device],
+        strategy: Strategy,
+        differing: dict[str, float],
+    ) -> FirstDifference:
+        """Find the first difference of a plan of some strategy, which has some."""
+        packaged, rules = self._packaged, RULES[strategy]
+        exact = packaged.manifest.exact
+        lowered = lowered_for(packaged.graph, members, exact=exact, whole=rules.whole_reductions)
+        replan = partial(
+            compile_plan,
+            packaged.graph,
+            members,
+            model_name=packaged.package.name,
+            exact=exact,
+            overlap=strategy == "dpfp",
+            rules=rules,
+        )
+        locator = Locator(packaged, lowered, self._image, members, self._options)
+        return locator.locate(plan, replan, differing)
 
 
 def verify_model(
@@ -192,7 +208,7 @@ def seeded_input(shape: tuple[int, ...], dtype: str, seed: int) -> NDArray[Any]:
     return random.integers(limits.min, limits.max, shape, kind, endpoint=True)
 
 
-def _members(devices: int) -> list[Device]:
+def _members(devices: int, threads: int) -> list[Device]:
     return [
         Device(
             id=f"device-{number + 1}",
@@ -200,6 +216,7 @@ def _members(devices: int) -> list[Device]:
             link_bytes_per_s=LINK_BYTES_PER_S,
             link_latency_s=LINK_LATENCY_S,
             step_overhead_s=STEP_OVERHEAD_S,
+            threads=threads,
         )
         for number in range(devices)
     ]

@@ -84,7 +84,7 @@ def test_the_block_of_an_output_is_named_where_no_cut_differs(thin: Path) -> Non
     devices = [Device(f"d{number}", 1e9) for number in range(2)]
     image = seeded_input((1, 3, 64, 64), "float32", 0)
     plan = compile_plan(packaged.graph, devices, model_name="vgg", cuts=[5, 9])
-    locator = Locator(packaged, image, devices, RuntimeOptions())
+    locator = Locator(packaged, packaged.graph, image, devices, RuntimeOptions())
 
     found = locator.locate(plan, lambda **_: pytest.fail("divided"), {"prob": 0.25})
     assert found.operators == plan.blocks[-1].layers
@@ -101,7 +101,7 @@ def test_a_block_of_one_layer_is_not_divided(thin: Path) -> None:
     )
     plan = compile_plan(packaged.graph, devices, model_name="m", cuts=range(1, layers), layouts=2)
     image = seeded_input((1, 3, 64, 64), "float32", 0)
-    locator = Locator(packaged, image, devices, RuntimeOptions())
+    locator = Locator(packaged, packaged.graph, image, devices, RuntimeOptions())
     found = locator.locate(plan, lambda **_: pytest.fail("divided"), {"prob": 1.0})
     assert len(found.operators) == 1
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from agent.wire.manifest import Objective, Strategy
 
 Exact = Annotated[
-    bool, typer.Option("--exact", help="Split without partial sums, even where that is slower.")
+    bool,
+    typer.Option("--exact", help="Keep every bit of one device's answer, even if slower."),
 ]
 Timeline = Annotated[
     Path | None,

@@ -49,6 +49,9 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, max=1024, help="Threads of an operator, on every device.")
+    ] = 1,
     exact: Exact = False,
     as_json: Json = False,
 ) -> None:
@@ -66,7 +69,7 @@ def verify(
     if strategy:
         named = [make_strategy(name) for name in strategy.split(",")]
     try:
-        verification = Verification(model, seed=seed, exact=exact)
+        verification = Verification(model, seed=seed, exact=exact, threads=threads)
         verdicts = [
             verification.verify(count, form, strategy=chosen, locate=True)
             for count, form, chosen in product(counts, forms, named)

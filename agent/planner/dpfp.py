@@ -177,7 +177,9 @@ class Search:
             ModelError: if the cuts or layouts that are forced make no sense.
         """
         end = len(self.layers)
-        cuts = [cut for cut in _cuts(allowed, end) if not self._is_sealed(cut)]
+        cuts = _cuts(allowed, end)
+        if not isinstance(allowed.layouts, Sequence):
+            cuts = [cut for cut in cuts if not self._is_sealed(cut)]
         paths = _Paths(end, len(self.layouts.shapes))
         for stop in cuts[1:]:
             starts = {cut for cut in cuts if cut < stop}

@@ -88,6 +88,7 @@ def import_model(path: Path) -> ImportedModel:
     refusals.check_operators(model.graph, simplified=False)
     refusals.check_input(model.graph, arrays)
     refusals.check_sizes(_with_shapes(model).graph, arrays)
+    refusals.check_declared(model)
     if not _is_best_as_it_is(model):
         # Operators that onnxruntime takes apart as functions leave shape arithmetic behind.
         model = _simplified(_simplified(model))

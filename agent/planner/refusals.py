@@ -233,6 +233,31 @@ def check_sizes(graph: onnx.GraphProto, weights: Mapping[str, Array]) -> None:
             )
 
 
+def check_declared(model: onnx.ModelProto) -> None:
+    """Check that outputs have the sizes that the model declares, as far as they can be told."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    for value in bare.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    found = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph.output
+    writers = {name: node for node in model.graph.node for name in node.output}
+    for declared, inferred in zip(model.graph.output, found, strict=True):
+        one, other = _extents(declared), _extents(inferred)
+        known = [(a, b) for a, b in zip(one, other, strict=False) if a and b]
+        unlike = len(one) != len(other) or any(a != b for a, b in known)
+        if one and other and unlike:
+            raise ModelError(
+                f"the output '{declared.name}' is declared to be {one}, and "
+                f"{label(writers[declared.name])} gives {other}; export the model again"
+            )
+
+
+def _extents(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """Return a tensor's extents, 0 where one is not known; none where the shape is not."""
+    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
 def check_boxes(graph: onnx.GraphProto) -> None:
     """Check that no detector's last step is left in the graph, which gives any number of boxes."""
     for node in graph.node:

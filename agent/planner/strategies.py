@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from agent.errors import ConfigError, ModelError
 from agent.planner.cost import Device
-from agent.planner.dpfp import Allowed, Rules, Search
+from agent.planner.dpfp import FREE, Allowed, Rules, Search
 from agent.planner.layers import layers_of
 from agent.planner.layout import Shape
 from agent.planner.lowering import lowered_for
 from agent.planner.plan import compile_plan, ranked, shapes_of_form
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from agent.planner.dpfp import Choice
     from agent.planner.graph import Graph
@@ -35,6 +36,19 @@ _EQUAL_MAPS = Rules(equal=True, maps_only=True, whole_reductions=True)
 _HALP = replace(_EQUAL_MAPS, borders_first=True)
 
 
+RULES: Mapping[Strategy, Rules] = MappingProxyType(
+    {
+        "single": FREE,
+        "modnn": _MODNN,
+        "deepthings": _EQUAL_MAPS,
+        "halp": _HALP,
+        "dpfp-paper": _EQUAL_MAPS,
+        "dpfp": FREE,
+    }
+)
+"""What holds for every plan of a strategy, beside its cuts and layouts."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Restriction:
     """What a strategy leaves `compile_plan` to choose."""
@@ -42,7 +56,6 @@ class _Restriction:
     cuts: Sequence[int] | None
     layouts: Sequence[Shape] | int
     form: Form
-    rules: Rules
 
 
 def compile_strategy(
@@ -95,18 +108,18 @@ def compile_strategy(
         form=found.form,
         exact=exact,
         overlap=False,
-        rules=found.rules,
+        rules=RULES[strategy],
     )
 
 
 def _modnn(graph: Graph, devices: Sequence[Device]) -> _Restriction:
     """Layer by layer, rows weighted by device, all through the first device (DATE 2017)."""
-    return _Restriction(_every_cut(graph), len(devices), "rows", _MODNN)
+    return _Restriction(_every_cut(graph), len(devices), "rows")
 
 
 def _halp(graph: Graph, devices: Sequence[Device]) -> _Restriction:
     """Layer by layer, equal rows, exchange hidden behind the interior (arXiv 2211.13778)."""
-    return _Restriction(_every_cut(graph), len(devices), "rows", _HALP)
+    return _Restriction(_every_cut(graph), len(devices), "rows")
 
 
 def _every_cut(graph: Graph) -> range:
@@ -127,8 +140,8 @@ def _deepthings(graph: Graph, devices: Sequence[Device]) -> _Restriction:
         possible = [(seconds, depth) for seconds, depth in found if seconds < inf]
         if possible:
             _, depth = min(possible)
-            return _Restriction((depth,), (shape, Shape(1, 1)), "grid", _EQUAL_MAPS)
-    return _Restriction((), 1, "grid", _EQUAL_MAPS)
+            return _Restriction((depth,), (shape, Shape(1, 1)), "grid")
+    return _Restriction((), 1, "grid")
 
 
 def _fused(search: Search, depth: int, shape: Shape) -> float:
@@ -144,7 +157,7 @@ def _dpfp_paper(graph: Graph, devices: Sequence[Device]) -> _Restriction:
     """DPFP as published: equal rows, its own cost model, the best number of devices."""
     path = published_dpfp(graph, devices)
     cuts, layouts = [choice.stop for choice in path[:-1]], [choice.shape for choice in path]
-    return _Restriction(cuts, layouts, "rows", _EQUAL_MAPS)
+    return _Restriction(cuts, layouts, "rows")
 
 
 def published_dpfp(graph: Graph, devices: Sequence[Device]) -> tuple[Choice, ...]:

@@ -3,7 +3,7 @@
 People write it as TOML beside the model (MODEL.onnx has MODEL.toml); it travels as JSON:
 
     task = "heatmap"                     # "classification", "segmentation", "detection", "tensor"
-    exact = false                        # true: no partial sums (docs/exactness.md)
+    exact = false                        # true: every bit is kept (docs/exactness.md)
     objective = "latency"                # or "throughput", with several requests in flight
     strategy = "dpfp"                    # or a rival's way to split it (docs/strategies.md)
     labels = ["background", "scratch"]   # in the order of the model's classes

@@ -44,6 +44,7 @@ def quantized(
     activations: Literal["u8", "s8"] = "u8",
     per_channel: bool = False,
     left_out: Collection[str] = (),
+    float_outputs: Collection[str] = (),
 ) -> Path:
     """Write a model of 8 bits; its weights are signed.
 
@@ -54,6 +55,7 @@ def quantized(
         activations: whether they are unsigned or signed.
         per_channel: give each filter a scale of its own.
         left_out: names of nodes that are left as they are.
+        float_outputs: operators of which the inputs are quantized only.
 
     Returns:
         `out`.
@@ -73,6 +75,7 @@ def quantized(
             activation_type=kinds[activations],
             weight_type=quantization.QuantType.QInt8,
             nodes_to_exclude=list(left_out),
+            extra_options={"OpTypesToExcludeOutputQuantization": list(float_outputs)},
         )
     return out
 

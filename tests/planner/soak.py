@@ -158,6 +158,7 @@ def _quantize(random: Random, builder: Sketch, path: Path) -> None:
             activations=kind,
             per_channel=random.random() < 0.5,
             left_out=left_out,
+            float_outputs=random.choice([(), (), ("Conv", "ConvTranspose", "Gemm", "MatMul")]),
         )
         WholeModel(path, OPTIONS)
     except Exception:  # noqa: BLE001 - what the quantizer raises has no common base

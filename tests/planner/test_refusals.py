@@ -113,6 +113,15 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         ),
         "Dropout 'it' is in training mode",
     ),
+    "declared size": (
+        lambda: changed(
+            model(node("Relu"), shape=(1, 3, 8, 8)),
+            lambda g: g.output[0].CopyFrom(
+                helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 9, 8, 8])
+            ),
+        ),
+        r"'y' is declared to be \(1, 9, 8, 8\), and Relu 'it' gives \(1, 3, 8, 8\); export",
+    ),
     "negative pads": (lambda: conv(pads=[-1, 0, 0, 0]), "Conv 'it': negative pads refused.*Slice"),
     "negative pads of a pooling": (
         lambda: model(node("MaxPool", kernel_shape=[2, 2], pads=[0, -1, 0, 0])),
