@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.planner.plan import Form
+    from agent.wire.manifest import Strategy
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,18 @@ def test_the_operator_whose_weights_differ_is_named(
         assert label == first.operators[-1]
         assert len(first.operators) <= 2
         assert first.max_rel_error > BOUND
+
+
+@pytest.mark.parametrize("strategy", ["modnn", "deepthings", "halp", "dpfp-paper"])
+def test_the_operator_is_named_of_every_strategy(strategy: Strategy, thin: Path) -> None:
+    weight = weights_of(thin)[3]
+    verification = Verification(thin)
+    spoil(verification, weight)
+    (reader,) = verification._packaged.graph.consumers[weight]
+    first = verification.verify(4, strategy=strategy, locate=True).first_difference
+    assert first is not None
+    assert any(reader.label.split()[1] in operator for operator in first.operators)
+    assert len(first.operators) <= 2
 
 
 def test_nothing_is_named_where_nothing_differs(thin: Path) -> None:

@@ -8,7 +8,9 @@ layout, right behind the input, makes the segment what the model is: see docs/ex
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from agent.planner.graph import Graph, Node
@@ -18,12 +20,22 @@ FOLLOWERS = frozenset(
     {"Add", "Sum", "Mul", "Concat", "BatchNormalization", "Resize", "Upsample"}
     | {"Relu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Clip", "LeakyRelu"}
 )
-_BLOCK, _ALIGNED = 8, 4
+_WIDE = ("AVX512", "X86_V4")
+_ALIGNED = 4
 _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
 _FUSED = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid"})
 _KEPT = frozenset({"Relu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Gelu"})
 _LINEAR_PLACES = frozenset({b"asymmetric", b"half_pixel", b"align_corners"})
 _MAP_RANK = 4
+
+
+def _block() -> int:
+    """Return the channels in a block: as many as a vector register of this processor holds."""
+    found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
+    return 16 if any(name.startswith(_WIDE) for name in found) else 8
+
+
+_BLOCK = _block()
 
 
 def blocked_tensors(graph: Graph) -> frozenset[str]:
@@ -52,6 +64,11 @@ def is_blocked_conv(node: Node, graph: Graph) -> bool:
     return bool(filters % _BLOCK == 0 and depth % _BLOCK == 0 and each % _BLOCK == 0)
 
 
+def fills_blocks(channels: Any) -> Any:
+    """Tell whether so many channels are whole blocks, without which a pooling stays plain."""
+    return channels % _BLOCK == 0
+
+
 class _Tracker:
     """Follows the layout from node to node; `kernels` are outputs to which more can be fused."""
 
@@ -71,7 +88,7 @@ class _Tracker:
                 self.blocked.add(output)
                 self._kernels.add(output)
         elif node.op in _POOLS:
-            if self._graph.shape(node.inputs[0])[1] % _BLOCK == 0:
+            if fills_blocks(self._graph.shape(node.inputs[0])[1]):
                 self.blocked.add(output)
         elif self._keeps(node):
             self.blocked.add(output)

@@ -26,6 +26,7 @@ from agent.planner.operators.entry import (
     whole,
     wholly,
 )
+from agent.planner.operators.rounding import shared_pools
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +70,8 @@ def global_pool(node: Node, graph: Graph) -> Operator:
     if node.attributes.get("channels_last", 0):
         return everything(node, graph, "keeps channels last")
     maps = ((same(0), same(1), *wholly(shape[2:])), *parameters(node, graph))
-    return Operator(maps, flops=float(prod(shape[2:])))
+    keeps = shared_pools(shape[1]) if graph.threads else None
+    return Operator(maps, flops=float(prod(shape[2:])), keeps=keeps)
 
 
 def reduce(node: Node, graph: Graph) -> Operator:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agent.planner.blocked import fills_blocks
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -55,6 +57,15 @@ def products(depth: int, threads: int) -> Keeps:
 
     def keeps(computed: Ints, _read: Ints) -> Bools:
         return (computed[:, -2] > 1) & _enough(computed[:, -1], depth, threads)
+
+    return keeps
+
+
+def shared_pools(channels: int) -> Keeps:
+    """Return the rule of a global pooling, which has a kernel of its own for blocks of channels."""
+
+    def keeps(computed: Ints, _read: Ints) -> Bools:
+        return np.asarray(fills_blocks(computed[:, 1]) == fills_blocks(channels))
 
     return keeps
 
