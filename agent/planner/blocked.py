@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 # Operators that take the layout on when their inputs have it, and round differently for it.
 FOLLOWERS = frozenset(
-    {"Add", "Sum", "Mul", "Concat", "BatchNormalization", "Resize", "Upsample"}
+    {"Add", "Sum", "Mul", "Concat", "BatchNormalization", "Resize", "Upsample", "GlobalAveragePool"}
     | {"Relu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Clip", "LeakyRelu"}
 )
+_ROUNDING = FOLLOWERS - {"Concat", "Relu", "Clip", "LeakyRelu"}
 _WIDE = ("AVX512", "X86_V4")
 _ALIGNED = 4
 _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
@@ -67,6 +68,13 @@ def is_blocked_conv(node: Node, graph: Graph) -> bool:
 def fills_blocks(channels: Any) -> Any:
     """Tell whether so many channels are whole blocks, without which a pooling stays plain."""
     return channels % _BLOCK == 0
+
+
+def loses_its_layout(node: Node, graph: Graph) -> bool:
+    """Tell whether a node rounds otherwise once an input is cut, because nothing brings it back."""
+    return node.op in _ROUNDING and any(
+        name in graph.blocked and not identity_for(graph.shape(name)[1]) for name in node.inputs
+    )
 
 
 class _Tracker:

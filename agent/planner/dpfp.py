@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from agent.errors import ModelError
-from agent.planner.blocked import blocked_tensors
+from agent.planner.blocked import loses_its_layout
 from agent.planner.cost import CostModel, Work
 from agent.planner.layers import layers_of, live_tensors
 from agent.planner.layout import Layouts, Shape
@@ -154,7 +154,7 @@ class Search:
     ) -> None:
         self.graph, self.rules = graph, rules
         self.layers: tuple[Layer, ...] = layers_of(graph)
-        self.blocked = blocked_tensors(graph)
+        self.blocked = graph.blocked
         self.live = live_tensors(graph, self.layers)
         self.layouts = Layouts(graph, self.layers, devices, shapes, equal=rules.equal)
         self._cost = CostModel(
@@ -255,20 +255,23 @@ class Search:
         return total
 
     def _is_sealed(self, cut: int) -> bool:
-        """Tell whether a cut would keep a transposition from the product that it is fused with.
+        """Tell whether no graph that keeps every bit is cut here: onnxruntime fuses across it."""
+        live = self._shared(cut)
+        return self.graph.threads > 0 and any(map(self._fuses_behind, live))
 
-        Of two activations; onnxruntime then has another kernel, so a graph that keeps every bit
-        has no such cut.
+    def _fuses_behind(self, name: str) -> bool:
+        """Tell whether a reader has another kernel where it is cut off from what it reads.
+
+        That is a product of two activations behind a transposition, and an operator of a blocked
+        tensor that no identity brings into that layout again.
         """
-        if not self.graph.threads:
-            return False
-        producers = (self.graph.producers.get(name) for name in self.live[cut])
-        return any(
+        producer, readers = self.graph.producers[name], self.graph.consumers.get(name, ())
+        if producer.op == "Transpose" and any(
             reader.op == "MatMul" and not self.graph.is_folded(reader.inputs[1])
-            for producer in producers
-            if producer is not None and producer.op == "Transpose"
-            for reader in self.graph.consumers.get(producer.outputs[0], ())
-        )
+            for reader in readers
+        ):
+            return True
+        return any(loses_its_layout(reader, self.graph) for reader in readers)
 
     def _fitting(self, stop: int) -> Any:
         """Return for each layout whether what is written up to `stop` can be shared so."""

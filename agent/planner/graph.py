@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
 from agent.errors import ModelError
+from agent.planner.blocked import blocked_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -118,6 +119,11 @@ class Graph:
             for name in dict.fromkeys(filter(None, node.inputs)):
                 readers.setdefault(name, []).append(node)
         return {name: tuple(nodes) for name, nodes in readers.items()}
+
+    @cached_property
+    def blocked(self) -> frozenset[str]:
+        """The tensors that are in onnxruntime's blocked layout in the whole model."""
+        return blocked_tensors(self)
 
     @cached_property
     def producers(self) -> Mapping[str, Node]:

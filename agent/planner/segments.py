@@ -186,6 +186,8 @@ class _Builder:
             operator = field.operator
             tile = Tile(field.node, self._graph, operator, tuple(inputs), tuple(regions), output)
             output = operator.write(tile, self)
+            if self._nodes[-1].op_type == "Slice":
+                self._plain.add(field.node.outputs[0])
         self._held[field.node.outputs[0]] = output
 
     def _in_layout(

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.planner.blocked import loses_its_layout
 from agent.planner.operators import elementwise as each
 from agent.planner.operators import kernels, products, quantized, reductions, resize, shapes
-from agent.planner.operators.entry import AxisMap, Operator, Tile, Writer, everything
+from agent.planner.operators.entry import UNEVEN, AxisMap, Operator, Tile, Writer, everything
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,4 +90,6 @@ def describe(node: Node, graph: Graph) -> Operator:
         return everything(node, graph, "is not an operator that HaloMQ can split")
     if len(used) != 1 or any(name in graph.consumers for name in node.outputs[1:]):
         return everything(node, graph, "has several outputs")
+    if graph.threads and loses_its_layout(node, graph):
+        return everything(node, graph, UNEVEN)
     return build(node, graph)
