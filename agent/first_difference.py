@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent.adapters.runtime import Segment
 from agent.comparison import equal, largest_difference, relative
-from agent.errors import ModelError
 from agent.geometry import slices_within, whole
 from agent.local import LocalFleet
 from agent.planner.layers import layers_of, live_tensors
@@ -134,10 +133,7 @@ class Locator:
         cuts = [*plan.cuts[:block], *more, *plan.cuts[block:]]
         same = [shape] * len(more)
         layouts_then = [*plan.layouts[:block], *same, *plan.layouts[block:]]
-        try:
-            return replan(cuts=cuts, layouts=layouts_then)
-        except ModelError:  # a layer that is to keep every bit is not shared so
-            return None
+        return replan(cuts=cuts, layouts=layouts_then)
 
     def _first(self, plan: Plan) -> _Found | None:
         """Return the first block that writes something else than the whole model has there."""

@@ -86,8 +86,7 @@ class Work:
     """What some tiles of a block cost; every array has the shape (tiles,).
 
     `device` is the rank of each tile's device. `seconds` are those of the layers alone, and
-    `weighed` is arithmetic weighed by `Rates.weight`; both count what is added with rates. `uneven`
-    tells which are rounded otherwise than the whole, of a graph that is to keep every bit.
+    `weighed` is arithmetic weighed by `Rates.weight`; both count what is added with rates.
     """
 
     device: Any
@@ -97,14 +96,11 @@ class Work:
     peak: Floats
     seconds: Floats
     weighed: Floats
-    uneven: Any
 
     @classmethod
     def none(cls, device: Any) -> Work:
         """Return no work for tiles on the devices of the ranks `device`."""
-        flops, moved, weights, peak, seconds, weighed = np.zeros((6, len(device)))
-        uneven = np.zeros(len(device), dtype=bool)
-        return cls(device, flops, moved, weights, peak, seconds, weighed, uneven)
+        return cls(device, *(np.zeros(len(device)) for _ in range(6)))
 
     def add(
         self, layer: Layer, demand: Demand, graph: Graph, rates: Rates | None = None
@@ -140,7 +136,6 @@ class Work:
     def _add_node(self, reading: Reading, graph: Graph, *, fused: bool) -> None:
         field, computed, reads = reading
         operator = field.operator
-        self.uneven |= field.uneven(reading)
         sizes = computed.sizes().astype(np.float64)
         self.flops += operator.flops * sizes
         touched = sizes * graph.itemsize(field.node.outputs[0])
@@ -271,10 +266,6 @@ class CostModel:
         needed = work.weights + work.peak + borders
         over = needed > self._limit[self._layouts.device]
         return self.largest(over.astype(np.float64)) > 0
-
-    def uneven(self, work: Work) -> Any:
-        """Return for each layout whether a tile is rounded otherwise than the whole."""
-        return self.largest(work.uneven.astype(np.float64)) > 0
 
     def shared(self, work: Work) -> tuple[Floats, Floats]:
         """Return what is weighed of all tiles of each layout, and its devices' joint rate."""

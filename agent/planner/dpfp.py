@@ -185,7 +185,8 @@ class Search:
             starts = {cut for cut in cuts if cut < stop}
             if allowed.cuts is not None:
                 starts = {max(starts)}
-            self._reach(stop, starts, allowed, cuts, paths)
+            possible = self._possible(stop, allowed, cuts)
+            self._reach(stop, starts, possible, paths, allowed.seconds_per_byte)
         gather = self._cost.gather(self.graph.outputs)
         last = int((paths.best[end] + gather).argmin())
         if not np.isfinite(paths.best[end, last]):
@@ -193,32 +194,28 @@ class Search:
         return self._path(paths, last), float(paths.best[end, last] + gather[last])
 
     def _reach(
-        self, stop: int, starts: set[int], allowed: Allowed, cuts: Sequence[int], paths: _Paths
+        self, stop: int, starts: set[int], possible: Any, paths: _Paths, price: float
     ) -> None:
-        """Find the best block that ends at `stop`, for each layout that is allowed there.
+        """Find the best block that ends at `stop`, for each layout that is possible there.
 
         Blocks grow backwards, until none that is longer can be better.
         """
         tiles = {name: self.layouts.tiles(name) for name in self._shared(stop)}
-        fitting, number = self._fitting(stop), cuts.index(stop) - 1
         demand, work = Demand(self.graph, tiles), Work.none(self.layouts.device)
         written = self._bytes(tiles)
         for start in range(stop - 1, min(starts) - 1, -1):
             self.add(start, demand, work)
-            even = fitting & ~self._cost.uneven(work)
             if start in starts:
                 borders = written + self._bytes(demand.boxes)
                 seconds = self._cost.compute(work, borders)
                 compute = self._cost.largest(seconds)
-                possible = self._chosen(even, stop, allowed, number)
                 usable = possible & ~self._cost.too_large(work, borders)
-                price = allowed.seconds_per_byte * self._cost.largest(work.weights)
-                dear = np.where(usable, price, np.inf)
+                dear = np.where(usable, price * self._cost.largest(work.weights), np.inf)
                 if (paths.best[start].min() + compute + dear < paths.best[stop]).any():
                     exchange = self._cost.exchange(demand.boxes, tiles)
                     passing = self._cost.block(seconds, work.weights, exchange, stop - start)
                     paths.improve(start, stop, passing, compute, dear)
-            if not (self._bound(work, start, paths) < paths.best[stop])[even].any():
+            if not (self._bound(work, start, paths) < paths.best[stop])[possible].any():
                 break
 
     def _bound(self, work: Work, start: int, paths: _Paths) -> Floats:
@@ -273,35 +270,26 @@ class Search:
             return True
         return any(loses_its_layout(reader, self.graph) for reader in readers)
 
-    def _fitting(self, stop: int) -> Any:
-        """Return for each layout whether what is written up to `stop` can be shared so."""
+    def _possible(self, stop: int, allowed: Allowed, cuts: Sequence[int]) -> Any:
+        """Return for each layout whether a block that ends at `stop` may use it."""
         layouts, shared = self.layouts, self._shared(stop)
         fits = np.array(
             [all(layouts.fits(name, n) for name in shared) for n in range(len(layouts.shapes))]
         )
         if self.rules.maps_only and not all(len(layouts.axes(name)) > 1 for name in shared):
             fits &= layouts.counts == 1
-        return fits
-
-    def _chosen(self, fitting: Any, stop: int, allowed: Allowed, number: int) -> Any:
-        """Return for each layout whether block `number`, which ends at `stop`, may use it.
-
-        Raises:
-            ModelError: if that is none of a forced choice.
-        """
-        layouts = self.layouts
         if allowed.layouts is None:
-            return fitting
+            return fits
         if isinstance(allowed.layouts, int):
-            most = max(c for c in layouts.counts[fitting] if c <= max(1, allowed.layouts))
-            return fitting & (layouts.counts == most)
-        forced = allowed.layouts[number]
-        chosen = fitting & np.array([shape == forced for shape in layouts.shapes])
+            most = max(c for c in layouts.counts[fits] if c <= max(1, allowed.layouts))
+            return fits & (layouts.counts == most)
+        forced = allowed.layouts[cuts.index(stop) - 1]
+        chosen = fits & np.array([shape == forced for shape in layouts.shapes])
         if not chosen.any():
-            fits = [str(shape) for shape, fit in zip(layouts.shapes, fitting, strict=True) if fit]
             raise ModelError(
                 f"a block that ends at cut {stop} cannot be shared as {forced}: there are "
-                f"{len(layouts.devices)} devices, and it can be shared as {', '.join(fits)}"
+                f"{len(layouts.devices)} devices, and its tensors fit "
+                f"{', '.join(str(s) for s, fit in zip(layouts.shapes, fits, strict=True) if fit)}"
             )
         return chosen
 

@@ -11,6 +11,7 @@ from agent.errors import ModelError
 from agent.planner.dpfp import FREE, Allowed, Choice, Search
 from agent.planner.layout import Shape, shapes_for, split_axes
 from agent.planner.lowering import lowered_for
+from agent.planner.operators.entry import UNEVEN
 from agent.planner.program import compile_programs
 from agent.planner.schedule import halo_bytes, make_schedule
 from agent.planner.simulate import simulate
@@ -297,19 +298,27 @@ def _blocks(search: Search, candidate: _Candidate) -> tuple[Block, ...]:
     )
 
 
-def _can_be_shared(search: Search, field: Field) -> bool:
-    axes = search.layouts.axes(field.node.outputs[0])
-    return any(axis not in field.operator.fixed for axis in axes)
+def _can_be_shared(search: Search, field: Field, tiles: slice = slice(None)) -> bool:
+    """Tell whether devices can have parts of a node each, in the layouts of some tiles."""
+    name = field.node.outputs[0]
+    if all(axis in field.operator.fixed for axis in search.layouts.axes(name)):
+        return False
+    if field.operator.keeps is None:
+        return True
+    computed = field.computed(search.layouts.tiles(name).rows(tiles))
+    return bool((computed.stop - computed.start != field.shape).any())
 
 
 def _distributed_share(search: Search, choices: Sequence[Choice]) -> float:
     shared = total = 0.0
     for choice in choices:
+        numbers = search.layouts.tiles_of(choice.layout)
+        tiles = slice(numbers.start, numbers.stop)
         for layer in search.layers[choice.start : choice.stop]:
             for field in layer.fields:
                 flops = field.operator.flops * prod(field.shape)
                 total += flops
-                if choice.shape.tiles > 1 and _can_be_shared(search, field):
+                if choice.shape.tiles > 1 and _can_be_shared(search, field, tiles):
                     shared += flops
     return shared / total if total else 0.0
 
@@ -331,5 +340,7 @@ def _undistributed(search: Search, choices: Sequence[Choice]) -> tuple[Undistrib
                     seconds += 2 * moved / fastest.memory_bytes_per_s
                 split = search.layouts.axes(node.outputs[0])
                 reason = operator.reason if split else "has nothing to split"
+                if split and not set(split) <= set(operator.fixed):
+                    reason = UNEVEN
                 found.append(Undistributed(node.label, reason, seconds))
     return tuple(found)

@@ -122,12 +122,20 @@ class Field:
         self._graph = graph
 
     def computed(self, wanted: Boxes) -> Boxes:
-        """Return what the node computes so that `wanted` of its (first) output is there."""
-        if not self._fixed:
-            return wanted
-        start, stop = wanted.start.copy(), wanted.stop.copy()
-        start[:, self._fixed] = 0
-        stop[:, self._fixed] = self._extents
+        """Return what the node computes so that `wanted` of its (first) output is there.
+
+        Tiles that would be rounded otherwise than the whole, where they must not be, are the whole.
+        """
+        start, stop = wanted
+        if self._fixed:
+            start, stop = start.copy(), stop.copy()
+            start[:, self._fixed] = 0
+            stop[:, self._fixed] = self._extents
+        keeps = self.operator.keeps
+        if keeps is not None:
+            read = self.needed(0, Boxes(start, stop))
+            kept = keeps(stop - start, read.stop - read.start)[:, None]
+            start, stop = np.where(kept, start, 0), np.where(kept, stop, self.shape)
         return Boxes(start, stop)
 
     def needed(self, index: int, computed: Boxes) -> Boxes:
@@ -162,14 +170,6 @@ class Field:
                 field = self.expressions[name]
                 total = total + field.weight_bytes(field.computed(self.needed(index, computed)))
         return total
-
-    def uneven(self, reading: Reading) -> Any:
-        """Return which tiles are rounded otherwise than the whole; shape (tiles,), or a scalar."""
-        keeps = self.operator.keeps
-        if keeps is None:
-            return False
-        computed, read = (box.stop - box.start for box in (reading.computed, reading.reads[0]))
-        return ~keeps(computed, read) & (computed != self.shape).any(axis=1)
 
     @cached_property
     def whole(self) -> Region:

@@ -193,24 +193,19 @@ class _Scheduler:
             leaving = {name: outgoing.get((device, name), []) for name in tile}
             parts += cutter.cut(device, tile, leaving, block.own[device])
         tasks: list[tuple[Part, Task]] = []
-        uneven: set[int] = set()
         for names in dict.fromkeys(part.names for part in parts):
             alike = [part for part in parts if part.names == names]
-            tasks += zip(alike, self._walk(block, alike, uneven), strict=True)
+            tasks += zip(alike, self._walk(block, alike), strict=True)
         tasks.sort(key=lambda pair: (pair[0].device, pair[0].order))
-        return [task for part, task in tasks if part.device not in uneven]
+        return [task for _, task in tasks]
 
-    def _walk(self, block: _Block, parts: Sequence[Part], uneven: set[int]) -> list[Task]:
-        """Return the tasks of parts that write the same tensors.
-
-        Devices of which a part is rounded otherwise than the whole are added to `uneven`.
-        """
+    def _walk(self, block: _Block, parts: Sequence[Part]) -> list[Task]:
+        """Return the tasks of parts that write the same tensors."""
         search, choice = self._search, block.choice
         wanted = {name: boxes(part.regions[name] for part in parts) for name in parts[0].names}
         ranks = np.array([part.device for part in parts])
         demand, work = Demand(search.graph, wanted), Work.none(ranks)
         walked = search.walk(choice, demand, work)
-        uneven.update(ranks[work.uneven].tolist())
         borders = [(name, box) for part in (wanted, demand.boxes) for name, box in part.items()]
         seconds = search.compute_seconds(work, borders)
         return [

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from agent.adapters.runtime import RuntimeOptions, run_whole
-from agent.errors import ModelError
 from agent.planner import Device, compile_plan
 from agent.planner.layout import Shape
 from agent.planner.operators import rounding
 from models.zoo import build
 from models.zoo.converted import quantized
-from tests.planner.oracle import Builder, Fleet, load
+from tests.planner.oracle import Builder, Fleet, compare, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,27 +117,18 @@ def test_floats_keep_every_bit_where_that_is_asked_for(name: str, tmp_path: Path
     assert plan.distributed_share > 0.5
 
 
-def test_layouts_that_would_round_otherwise_are_refused(tmp_path: Path) -> None:
-    b = Builder((1, 9, 12, 12))
-    path = b.save(tmp_path / "m.onnx", b.conv(b.conv("x", 18, pads=[1] * 4), 18, pads=[1] * 4))
-    plan = partial(compile_plan, load(path)[1], fleet(4), model_name="m", cuts=[1], exact=True)
-    assert plan(layouts=[Shape(4, 1), Shape(1, 1)]).layouts == (Shape(4, 1), Shape(1, 1))
-    with pytest.raises(ModelError, match=r"cut 2 cannot be shared as 4x1: .* can be shared as 1x1"):
-        plan(layouts=[Shape(4, 1), Shape(4, 1)])
-
-
-def test_no_part_of_a_tile_is_rounded_otherwise(tmp_path: Path) -> None:
-    b = Builder((1, 18, 80, 20))
-    x = "x"
-    for _ in range(3):
-        x = b.conv(x, 18, pads=[1] * 4)
-    graph = load(b.save(tmp_path / "m.onnx", x))[1]
-    devices = [replace(d, link_bytes_per_s=1e5) for d in fleet(2)]
-    steps = []
-    for exact in (False, True):
-        plan = compile_plan(graph, devices, model_name="m", cuts=[1, 2], layouts=2, exact=exact)
-        steps.append(sum(len(program.steps) for program in plan.programs.values()))
-    assert steps[0] > steps[1] == 6
+@pytest.mark.parametrize("shape", [Shape(1, 1), Shape(4, 1), Shape(2, 2)])
+def test_what_would_be_rounded_otherwise_is_computed_whole(shape: Shape, tmp_path: Path) -> None:
+    b = Builder((1, 18, 8, 9))
+    # Of the last row and column of what it reads, nobody needs anything.
+    last = b.conv(b.conv("x", 18, pads=[1] * 4), 18, 2, strides=[2, 2])
+    path = b.save(tmp_path / "m.onnx", b.add("MaxPool", last, kernel_shape=[2, 2]))
+    _, same, plan = compare(path, fleet(4), cuts=[2], layouts=[shape, Shape(1, 1)], exact=True)
+    assert same
+    assert [item.label for item in plan.undistributed] == ["Conv 'Conv0'"]
+    assert plan.distributed_share < 0.1
+    _, same, plan = compare(path, fleet(4), cuts=[2], layouts=[shape, Shape(1, 1)])
+    assert not same or shape.tiles == 1
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ class Operator:
     views, and what onnxruntime fuses away. `own` marks a partial result: a tile of the output is
     made from the same device's tile of the input, whatever the maps say of the whole. `keeps` tells
     from the extents of tiles, and of what they read of the first input, which tiles are rounded as
-    the whole is; None where all are, or none need be (`rounding`).
+    the whole is, so that others are computed whole; None where all may be computed (`rounding`).
     """
 
     maps: tuple[Maps | None, ...]
