@@ -179,7 +179,7 @@ class Search:
         end = len(self.layers)
         cuts = _cuts(allowed, end)
         if not isinstance(allowed.layouts, Sequence):
-            cuts = [cut for cut in cuts if not self._is_sealed(cut)]
+            cuts = [cut for cut in cuts if cut == end or not self._is_sealed(cut)]
         paths = _Paths(end, len(self.layouts.shapes))
         for stop in cuts[1:]:
             starts = {cut for cut in cuts if cut < stop}

@@ -131,6 +131,17 @@ def test_what_would_be_rounded_otherwise_is_computed_whole(shape: Shape, tmp_pat
     assert not same or shape.tiles == 1
 
 
+def test_what_is_answered_may_be_read_by_a_sum_that_is_never_cut_off(tmp_path: Path) -> None:
+    b = Builder((1, 3, 20, 20))
+    x = b.conv("x", 18, pads=[1] * 4)
+    # Nothing brings 18 channels into the blocked layout again.
+    y = b.add("Add", b.conv(x, 18, pads=[1] * 4), x)
+    path = b.save(tmp_path / "m.onnx", x, y)
+    _, same, _ = compare(path, fleet(4), exact=True)
+    assert same
+    assert not compare(path, fleet(4), cuts=[1], layouts=4)[1]
+
+
 @pytest.mark.parametrize(
     ("depth", "threads", "extents", "kept"),
     [
