@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis.strategies import randoms
 
 from agent.planner import compile_plan
-from tests.planner import soak
+from tests.planner import soak, sweep
 from tests.planner.oracle import Builder, Fleet, devices, load
 from tests.planner.sketch import Sketch
 
@@ -29,10 +29,11 @@ def test_a_model_split_anyhow_gives_the_same(
     soak.run(random, tmp_path_factory.getbasetemp() / "random.onnx")
 
 
+@pytest.mark.parametrize("kind", [[], ["--exact"], ["--integers"]])
 def test_the_soak_tells_how_far_it_is_and_removes_what_is_right(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert soak.main(["--examples", "3", "--keep", str(tmp_path)]) == 0
+    assert soak.main(["--examples", "3", "--keep", str(tmp_path), *kind]) == 0
     assert "3 examples" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
@@ -40,7 +41,7 @@ def test_the_soak_tells_how_far_it_is_and_removes_what_is_right(
 def test_the_soak_keeps_the_smallest_model_that_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(random: Random, path: Path) -> soak.Outcome:
+    def fail(random: Random, path: Path, _kind: soak.Kind) -> soak.Outcome:
         size = random.randint(0, 1000)
         path.write_text(str(size))
         if size > 6:
@@ -51,6 +52,15 @@ def test_the_soak_keeps_the_smallest_model_that_fails(
     assert soak.main(["--first", "7", "--examples", "40", "--keep", str(tmp_path)]) == 1
     assert "error 0.5; cuts [1], layouts 2x1 1x2" in capsys.readouterr().out
     assert (tmp_path / "7.onnx").read_text() == "7"
+
+
+def test_the_sweep_tells_what_became_of_every_quantized_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "FLEETS", sweep.FLEETS[:1])
+    assert sweep.main(["--models", "espcn", "--threads", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [f"espcn, {way}" for way in sweep.WAYS]
 
 
 def test_a_class_may_be_another_one_only_if_it_scores_as_high() -> None:
