@@ -25,7 +25,7 @@ FAULTS = "kill,cut,freeze,broker-lost,link-down,disk-full"
 
 def test_faults_cost_no_answer(tmp_path: Path) -> None:
     need_mosquitto()
-    timing = ["--seconds", "9", "--every", "1.5", "--rate", "6"]
+    timing = ["--seconds", "7", "--every", "1.5", "--rate", "6"]
     command = [sys.executable, "-m", "tests.chaos", "--json", "--seed", "5", "--faults", FAULTS]
     folder = ["--folder", str(tmp_path)]
     done = subprocess.run(
