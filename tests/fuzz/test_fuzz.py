@@ -24,7 +24,7 @@ from tests.fuzz.mutate import HEADS, bombs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-EXAMPLES = 120
+EXAMPLES = 40
 SEEDS = st.lists(st.integers(0, 2**32), min_size=SHOTS, max_size=SHOTS)
 QUICK: Any = {
     "derandomize": True,
