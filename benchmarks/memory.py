@@ -2,7 +2,8 @@
 
 `python -m benchmarks.memory --json`. The share is that of VGG-16's convolutional part on four
 devices; resident megabytes of the largest agent. `anonymous_mb` leaves out what is mapped from
-files and can be dropped by the kernel at any time.
+files and can be dropped by the kernel at any time. `ready_mb` is with what the loss of any one
+device would need.
 """
 
 from __future__ import annotations
@@ -71,17 +72,27 @@ def run(devices: int) -> dict[str, float]:
                 demo.wait_for_devices(client)
                 time.sleep(SETTLE_S)
                 idle, idle_anonymous = largest(fleet)
-                demo.deploy(client)
+                packaged = demo.packaged
+                header = client.deploy(packaged.package, packaged.blobs)
+                # Without a coordinator nobody asks for what a loss needs.
+                fleet.kill("coordinator")
                 for _ in range(REQUESTS):
                     client.infer(demo.name, demo.payload, tensors=True)
                 time.sleep(SETTLE_S)
                 serving, serving_anonymous = largest(fleet)
+                fleet.start("coordinator")
+                prepared = [client.wait_prepared(demo.name, device) for device in header.devices]
+                time.sleep(SETTLE_S)
+                ready, ready_anonymous = largest(fleet)
     return {
         "devices": devices,
         "idle_mb": idle,
         "idle_anonymous_mb": idle_anonymous,
         "serving_mb": serving,
         "serving_anonymous_mb": serving_anonymous,
+        "losses_prepared_for": sum(prepared),
+        "ready_mb": ready,
+        "ready_anonymous_mb": ready_anonymous,
     }
 
 
