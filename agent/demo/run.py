@@ -32,6 +32,7 @@ REPEATS = 5
 KILL_ATTEMPTS = 3
 KILL_AT = 0.3
 RECOVERY_S = 120.0
+PREPARED_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class Demo:
         for attempt in range(min(KILL_ATTEMPTS, len(victims))):
             victim = victims[attempt]
             self._report(f"making the others ready for the loss of {victim}", 0.0)
-            client.wait_prepared(self.name, victim)
+            client.wait_prepared(self.name, victim, PREPARED_S)
             self._report(f"killing {victim} in flight", attempt / KILL_ATTEMPTS)
             name = client.send(self.name, self.payload, tensors=True, timeout_s=RECOVERY_S)
             client.flush()
