@@ -81,6 +81,7 @@ def run(devices: int) -> dict[str, float]:
                 time.sleep(SETTLE_S)
                 serving, serving_anonymous = largest(fleet)
                 fleet.start("coordinator")
+                header = client.measured_plan(demo.name)
                 prepared = [client.wait_prepared(demo.name, device) for device in header.devices]
                 time.sleep(SETTLE_S)
                 ready, ready_anonymous = largest(fleet)
