@@ -14,8 +14,8 @@ from agent.adapters.compute import Loader, gather
 from agent.adapters.store import MemoryBlobs
 from agent.errors import HaloMQError
 from agent.wire.messages import Piece, PlanHeader
+from agent.wire.packing import pack
 from agent.wire.program import blob_ref, encode_program, plan_digest
-from agent.wire.tensors import bytes_of
 from agent.worker import WorkerCore
 from agent.worker import events as ev
 
@@ -122,10 +122,12 @@ class LocalFleet:
                 arrays = loaded.run(step, inputs)
                 self._show(loaded.program, step, arrays)
                 post(ev.StepFinished(key, plan, step, arrays, 0.0, 0.0))
-            case ev.SendPiece(key, plan, to, tensor, region, pieces):
-                data = bytes_of(gather(region, loaded.tensor(tensor).dtype, pieces))
+            case ev.SendPiece(key, plan, to, tensor, region, pieces, wanted):
+                array = gather(region, loaded.tensor(tensor).dtype, pieces)
+                coding, data = pack(array, wanted)
                 self.sent_bytes += len(data)
-                piece = Piece(plan, key.request, key.input, tensor, region, data)
+                view = memoryview(data)
+                piece = Piece(plan, key.request, key.input, tensor, region, view, coding)
                 self._post(to, ev.PieceArrived(piece, len(data)))
             case ev.Conclude(key, plan, _, outputs):
                 self._outputs = loaded.outputs(outputs)

@@ -24,7 +24,7 @@ from agent.wire.topics import NAME
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agent.wire.manifest import Objective, Strategy
+    from agent.wire.manifest import Halos, Objective, Strategy
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def package_model(
     exact: bool = False,
     objective: Objective | None = None,
     strategy: Strategy | None = None,
+    halos: Halos | None = None,
 ) -> PackagedModel:
     """Read a model and the manifest beside it, and check that they fit each other.
 
@@ -54,6 +55,7 @@ def package_model(
         exact: whether every bit is to be one device's, whatever the manifest says.
         objective: what its plan is to be the best for; None for what the manifest says.
         strategy: how it is to be split; None for what the manifest says.
+        halos: how halos may travel; None for what the manifest says.
 
     Raises:
         ModelError: if the model cannot be served.
@@ -71,6 +73,8 @@ def package_model(
         manifest = msgspec.structs.replace(manifest, objective=objective)
     if strategy is not None:
         manifest = msgspec.structs.replace(manifest, strategy=strategy)
+    if halos is not None:
+        manifest = msgspec.structs.replace(manifest, halos=halos)
     return _packaged(title, imported, graph, manifest)
 
 

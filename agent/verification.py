@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from agent.planner import Graph, Plan
     from agent.planner.plan import Form, Undistributed
-    from agent.wire.manifest import Strategy
+    from agent.wire.manifest import Halos, Strategy
 
 __all__ = [
     "FirstDifference",
@@ -70,6 +71,7 @@ class Verdict:
     quantized: bool
     first_difference: FirstDifference | None = None
     strategy: Strategy = "dpfp"
+    halos: Halos = "plain"
 
 
 class Verification:
@@ -80,13 +82,23 @@ class Verification:
         seed: of the random input.
         exact: whether to keep every bit, whatever its manifest says.
         threads: of an operator, on every device.
+        halos: how halos travel; None for what its manifest says. Only "half" changes anything; then
+            all that may be rounded is.
 
     Raises:
         ModelError: if the model cannot be served.
     """
 
-    def __init__(self, path: Path, *, seed: int = 0, exact: bool = False, threads: int = 1) -> None:
-        self._packaged = package_model(path, exact=exact)
+    def __init__(
+        self,
+        path: Path,
+        *,
+        seed: int = 0,
+        exact: bool = False,
+        halos: Halos | None = None,
+        threads: int = 1,
+    ) -> None:
+        self._packaged = package_model(path, exact=exact, halos=halos)
         graph = self._packaged.graph
         self._image = seeded_input(graph.shape(graph.input), graph.tensors[graph.input].dtype, seed)
         self._options = RuntimeOptions(threads=threads)
@@ -112,6 +124,7 @@ class Verification:
         packaged, whole = self._packaged, self._whole
         strategy = strategy or packaged.manifest.strategy
         members = _members(devices, self._options.threads)
+        halos = self._halos(strategy)
         plan = compile_strategy(
             strategy,
             packaged.graph,
@@ -119,6 +132,7 @@ class Verification:
             model_name=packaged.package.name,
             exact=packaged.manifest.exact,
             form=layout,
+            halos=halos,
         )
         split = run_plan(plan, packaged.blobs, self._image, self._options)
         errors = {name: relative_error(whole[name], split[name]) for name in whole}
@@ -135,11 +149,18 @@ class Verification:
             max_rel_error=max(errors.values()),
             distributed_share=round(plan.distributed_share, 4),
             undistributed=plan.undistributed,
-            bound=bound_of(packaged.graph),
+            bound=bound_of(packaged.graph, halos),
             quantized=any(t.dtype in _QUANTIZED for t in packaged.graph.tensors.values()),
             first_difference=first,
             strategy=strategy,
+            halos=halos,
         )
+
+    def _halos(self, strategy: Strategy) -> Halos:
+        """Return how halos are to travel: where nothing is rounded they are the same bytes."""
+        manifest = self._packaged.manifest
+        rounded = manifest.halos == "half" and strategy == "dpfp" and not manifest.exact
+        return "half" if rounded else "plain"
 
     def _locate(
         self,
@@ -160,6 +181,7 @@ class Verification:
             exact=exact,
             overlap=strategy == "dpfp",
             rules=rules,
+            halos=self._halos(strategy),
         )
         locator = Locator(packaged, lowered, self._image, members, self._options)
         return locator.locate(plan, replan, differing)
@@ -176,8 +198,10 @@ def verify_model(
     return Verification(path, seed=seed).verify(devices, layout, locate=locate)
 
 
-def bound_of(graph: Graph) -> float:
+def bound_of(graph: Graph, halos: Halos = "plain") -> float:
     """Return the largest error, relative to the largest output, that rounding explains."""
+    if halos == "half":
+        return HALF_BOUND
     # Onnxruntime computes much of it in float32; its weights tell that the model is of 16 bits.
     kinds = {tensor.dtype for tensor in graph.tensors.values()}
     kinds |= {weight.dtype for weight in graph.weights.values()}
@@ -217,6 +241,7 @@ def _members(devices: int, threads: int) -> list[Device]:
             link_latency_s=LINK_LATENCY_S,
             step_overhead_s=STEP_OVERHEAD_S,
             threads=threads,
+            packing_bytes_per_s=inf,
         )
         for number in range(devices)
     ]

@@ -16,6 +16,7 @@ import psutil
 from agent.adapters.mapping import trim_heap
 from agent.adapters.runtime import Segment
 from agent.wire.messages import Capacity, Health
+from agent.wire.packing import pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,8 @@ PROBE_S = 1.0
 STEP_SHAPE = (1, 1, 1, 1)
 # The hops between the threads of an agent take many times as long as the smallest run.
 STEP_RUNS = 20
+# A row of a map in the middle of a CNN; half of it is zero, as behind a ReLU.
+HALO_SHAPE, HALO_SEED = (1, 128, 1, 28), 1
 # More than any cache holds.
 COPY_BYTES = 64 << 20
 
@@ -39,7 +42,7 @@ def measure_capacity(
     link_bytes_per_s: float,
     probe_s: float = PROBE_S,
 ) -> Capacity:
-    """Measure the rate of small convolutions, of memory, and a step: `probe_s` seconds each."""
+    """Measure small convolutions, memory, a step and packing: `probe_s` seconds each."""
     capacity = Capacity(
         cpu=cpu_model(),
         cores=os.cpu_count() or 1,
@@ -49,6 +52,7 @@ def measure_capacity(
         flops_per_s=measure_flops(options, probe_s),
         memory_bytes_per_s=measure_copy(probe_s),
         step_overhead_s=measure_step(options, probe_s),
+        packing_bytes_per_s=measure_packing(probe_s),
         link_latency_s=link_latency_s,
         link_bytes_per_s=link_bytes_per_s,
         memory_limit_bytes=memory_limit_bytes,
@@ -83,6 +87,19 @@ def measure_copy(probe_s: float = PROBE_S) -> float:
     source = np.ones(COPY_BYTES, np.uint8)
     target = np.empty_like(source)
     return COPY_BYTES / _fastest(lambda: np.copyto(target, source), probe_s)
+
+
+def measure_packing(probe_s: float = PROBE_S) -> float:
+    """Return how many bytes a second of a small halo one thread packs, or unpacks."""
+    noise = np.random.Generator(np.random.PCG64(HALO_SEED)).standard_normal(HALO_SHAPE, np.float32)
+    halo = np.maximum(noise, 0.0)
+    coding, data = pack(halo, "packed")
+    packed = memoryview(data)
+    slower = max(
+        _fastest(lambda: pack(halo, "packed"), probe_s / 2),
+        _fastest(lambda: unpack(coding, halo.dtype.name, halo.shape, packed), probe_s / 2),
+    )
+    return halo.nbytes / slower
 
 
 def _fastest(work: Callable[[], object], probe_s: float) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 
 from agent.adapters.runtime import Runnable, RuntimeOptions, Segment
 from agent.geometry import intersect, shape_of, slices_within
+from agent.wire.packing import Packed
 from agent.wire.tensors import array_of, itemsize
 
 if TYPE_CHECKING:
@@ -33,8 +34,11 @@ class Image(Protocol):
 def gather(region: Region, dtype: str, pieces: Sequence[Held]) -> NDArray[Any]:
     """Return a contiguous array of `region` assembled from the pieces that cover it.
 
-    A piece's data is an array, a view of the bytes of one, or an `Image`. Without need nothing is
-    copied.
+    A piece's data is an array, a view of the bytes of one, packed, or an `Image`. Without need
+    nothing is copied.
+
+    Raises:
+        WireError: if a packed piece is damaged.
     """
     if len(pieces) == 1:
         return np.asarray(_view(pieces[0], region, dtype), order="C")
@@ -50,6 +54,8 @@ def _view(piece: Held, region: Region, dtype: str) -> NDArray[Any]:
     data = piece.data
     if isinstance(data, memoryview):
         data = array_of(dtype, shape_of(piece.region), data)
+    elif isinstance(data, Packed):
+        data = data.array()
     if not isinstance(data, np.ndarray):
         return data.region(region)  # type: ignore[no-any-return]
     return data[slices_within(region, piece.region)]

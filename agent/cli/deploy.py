@@ -10,10 +10,12 @@ import typer
 
 from agent.cli.options import (
     Exact,
+    HalosName,
     Json,
     ObjectiveName,
     StrategyName,
     configured,
+    make_halos,
     make_objective,
     make_strategy,
     print_json,
@@ -30,6 +32,7 @@ def deploy(
     name: Annotated[str | None, typer.Option(help="Name to serve it under.")] = None,
     objective: ObjectiveName = None,
     strategy: StrategyName = None,
+    halos: HalosName = None,
     exact: Exact = False,
     as_json: Json = False,
     *,
@@ -55,6 +58,7 @@ def deploy(
             exact=exact,
             objective=make_objective(objective) if objective else None,
             strategy=make_strategy(strategy) if strategy else None,
+            halos=make_halos(halos) if halos else None,
         )
         with Client(config=config) as client:
             header = client.deploy(

@@ -17,7 +17,7 @@ from agent.errors import HaloMQError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from agent.wire.manifest import Objective, Strategy
+    from agent.wire.manifest import Halos, Objective, Strategy
 
 Exact = Annotated[
     bool,
@@ -42,6 +42,15 @@ ObjectiveName = Annotated[
         "--objective",
         help="Plan for latency, or for throughput with several requests in flight. "
         "[default: the manifest's, or latency]",
+        show_default=False,
+    ),
+]
+HalosName = Annotated[
+    str | None,
+    typer.Option(
+        "--halos",
+        help="How halos travel where links are slow: lossless (packed), plain (as they are), or "
+        "half (packed as float16, which rounds). [default: the manifest's, or lossless]",
         show_default=False,
     ),
 ]
@@ -119,6 +128,17 @@ def make_objective(name: str) -> Objective:
     from agent.wire.manifest import Objective
 
     return cast("Objective", _one_of("--objective", name, get_args(Objective)))
+
+
+def make_halos(name: str) -> Halos:
+    """Return how halos may travel, as the user named it.
+
+    Raises:
+        ConfigError: if there is no such way.
+    """
+    from agent.wire.manifest import Halos
+
+    return cast("Halos", _one_of("--halos", name, get_args(Halos)))
 
 
 def _one_of(option: str, name: str, names: Sequence[str]) -> str:

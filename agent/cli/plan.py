@@ -10,10 +10,12 @@ import typer
 
 from agent.cli.options import (
     Exact,
+    HalosName,
     Json,
     ObjectiveName,
     StrategyName,
     Timeline,
+    make_halos,
     make_objective,
     make_strategy,
     print_json,
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 # Operators that are not shared are named one by one up to this many.
 _NAMED = 5
+
+# Bytes packed while so many operations of a convolution take place, as on x86.
+PACKED_PER_FLOP = 1 / 250
 
 MOST_DEVICES = 64
 Devices = Annotated[int, typer.Option(min=1, max=MOST_DEVICES, help="How many devices.")]
@@ -48,6 +53,7 @@ def plan(
     ),
     objective: ObjectiveName = None,
     strategy: StrategyName = None,
+    halos: HalosName = None,
     exact: Exact = False,
     svg: Annotated[Path | None, typer.Option(help="Draw the plan into this SVG file.")] = None,
     timeline: Timeline = None,
@@ -69,6 +75,7 @@ def plan(
         exact=exact,
         objective=make_objective(objective) if objective else None,
         strategy=make_strategy(strategy) if strategy else None,
+        halos=make_halos(halos) if halos else None,
     )
     manifest = packaged.manifest
     made = compile_strategy(
@@ -79,6 +86,7 @@ def plan(
         exact=manifest.exact,
         objective=manifest.objective,
         form=form,
+        halos=manifest.halos,
     )
     single = compile_plan(packaged.graph, members[:1], model_name=packaged.package.name)
     if svg is not None:
@@ -134,6 +142,7 @@ def make_devices(count: int, gflops: str, link_mbit: float, latency_ms: float) -
             flops_per_s=rate * 1e9,
             link_bytes_per_s=link_mbit * 125_000,
             link_latency_s=latency_ms / 1e3,
+            packing_bytes_per_s=rate * 1e9 * PACKED_PER_FLOP,
         )
         for number, rate in enumerate(rates[:count])
     ]
@@ -158,6 +167,7 @@ def _as_json(made: Plan, single: Plan) -> dict[str, object]:
                 "compute_ms": round(block.compute_s * 1e3, 3),
                 "exchange_ms": round(block.exchange_s * 1e3, 3),
                 "overlapped": block.overlapped,
+                "codings": sorted(block.codings),
                 "flops": block.flops,
             }
             for block, shape in zip(made.blocks, made.layouts, strict=True)
@@ -207,7 +217,7 @@ def _print(made: Plan, single: Plan) -> None:
             _layers(block.layers),
             str(shape),
             tiles_text(block, shape),
-            f"{block.halo_bytes / 1e3:.0f}",
+            _halos(block),
             f"{block.exchange_s * 1e3:.2f}",
             f"{block.compute_s * 1e3:.2f}",
         )
@@ -220,6 +230,11 @@ def _print(made: Plan, single: Plan) -> None:
     )
     for line in undistributed_lines(made.undistributed):
         console.print(line, markup=False, highlight=False)
+
+
+def _halos(block: Block) -> str:
+    packed = sorted(block.codings - {"plain"})
+    return " ".join([f"{block.halo_bytes / 1e3:.0f}", *packed])
 
 
 def _layers(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli.options import Exact, Json, make_strategy, print_json
+from agent.cli.options import Exact, HalosName, Json, make_halos, make_strategy, print_json
 from agent.cli.plan import (
     MOST_DEVICES,
     make_form,
@@ -36,7 +36,7 @@ def verify(
         float | None,
         typer.Option(
             help="Largest error allowed, relative to the largest output. "
-            "[default: 1e-5; 2e-3 for float16]",
+            "[default: 1e-5; 2e-3 for float16, and for halos in float16]",
             show_default=False,
         ),
     ] = None,
@@ -52,6 +52,7 @@ def verify(
     threads: Annotated[
         int, typer.Option(min=1, max=1024, help="Threads of an operator, on every device.")
     ] = 1,
+    halos: HalosName = None,
     exact: Exact = False,
     as_json: Json = False,
 ) -> None:
@@ -69,7 +70,13 @@ def verify(
     if strategy:
         named = [make_strategy(name) for name in strategy.split(",")]
     try:
-        verification = Verification(model, seed=seed, exact=exact, threads=threads)
+        verification = Verification(
+            model,
+            seed=seed,
+            exact=exact,
+            halos=make_halos(halos) if halos else None,
+            threads=threads,
+        )
         verdicts = [
             verification.verify(count, form, strategy=chosen, locate=True)
             for count, form, chosen in product(counts, forms, named)
@@ -116,6 +123,7 @@ def _lines(verdict: Verdict, tolerance: float | None) -> Iterator[str]:
     outcome = "identical" if verdict.identical else f"largest error {verdict.max_rel_error:.2g}"
     ways: list[str] = [verdict.layout] if verdict.layout != "any" else []
     ways += [verdict.strategy] if verdict.strategy != "dpfp" else []
+    ways += ["halos in float16"] if verdict.halos == "half" else []
     layout = f" ({', '.join(ways)})" if ways else ""
     yield (
         f"{verdict.model}: {outcome} on {verdict.devices} devices{layout} in {verdict.blocks} "
@@ -145,6 +153,7 @@ def _as_json(verdict: Verdict, tolerance: float | None) -> dict[str, object]:
         "devices": verdict.devices,
         "layout": verdict.layout,
         "strategy": verdict.strategy,
+        "halos": verdict.halos,
         "blocks": verdict.blocks,
         "distributed_share": verdict.distributed_share,
         "undistributed": undistributed_json(verdict.undistributed),
@@ -169,6 +178,7 @@ def _refused(model: str, devices: int, layout: Form, reason: str) -> dict[str, o
         "devices": devices,
         "layout": layout,
         "strategy": None,
+        "halos": None,
         "blocks": 0,
         "distributed_share": 0.0,
         "undistributed": [],

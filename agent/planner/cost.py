@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from agent.planner.graph import Graph
     from agent.planner.layers import Layer
     from agent.planner.layout import Layouts
+    from agent.planner.packing import Packing
     from agent.planner.profile import LayerTime
     from agent.planner.receptive_field import Boxes, Demand, Reading
 
@@ -46,7 +47,8 @@ class Device:
     `link_bytes_per_s` is the rate of its link in each direction, `link_latency_s` the time that a
     small message takes from one device to another. `profile` has the times of layers that were
     measured there, by key (`agent.planner.profile`); of others the rates tell. Tiles are shared in
-    proportion to `share`, to the flop/s if it is not given. `threads` are those of an operator.
+    proportion to `share`, to the flop/s if it is not given. `threads` are those of an operator. It
+    packs and unpacks halos at `packing_bytes_per_s`; 0 is not known.
     """
 
     id: str
@@ -59,6 +61,7 @@ class Device:
     profile: Mapping[str, LayerTime] | None = None
     share: float | None = None
     threads: int = 1
+    packing_bytes_per_s: float = 0.0
 
     @property
     def shared_by(self) -> float:
@@ -150,6 +153,17 @@ class Work:
             self.moved += touched
 
 
+class _Moved(NamedTuple):
+    """Bytes of a tensor that tiles receive, (tiles, layouts), and send, (layouts, tiles).
+
+    `packed` are the seconds that packing them for, and unpacking them by, each tile takes.
+    """
+
+    into: Floats
+    out: Floats
+    packed: Any
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """What passes between two blocks; arrays have the shape (after, before, device) of layouts.
@@ -188,6 +202,7 @@ class CostModel:
         overlap: whether devices may compute while halos travel.
         waits: how much of its time a message costs: 1, or less where other requests' work fills it.
         keys: of the graph's layers (`agent.planner.profile.layer_key`).
+        packing: how halos travel; None for as they are.
     """
 
     def __init__(
@@ -199,6 +214,7 @@ class CostModel:
         overlap: bool = True,
         waits: float = 1.0,
         keys: Sequence[str | None] = (),
+        packing: Packing | None = None,
     ) -> None:
         self._graph, self._layouts, self._overlap, self._waits = graph, layouts, overlap, waits
         devices = layouts.devices
@@ -217,7 +233,8 @@ class CostModel:
         self._limit = np.array([np.inf if limit is None else limit for limit in limits])
         device, self._kinds = layouts.device, len(layouts.shapes)
         self._foreign = (device[:, None] != device[None, :]).astype(np.float64)
-        self._handed_on: dict[str, tuple[Floats, Floats]] = {}
+        self._packing = packing
+        self._handed_on: dict[str, _Moved] = {}
         self._in_layout = (layouts.layout[:, None] == np.arange(self._kinds)).astype(np.float64)
         profiles = [device.profile or {} for device in devices]
         self.rates = [self._rates_of(key, profiles) for key in keys]
@@ -282,15 +299,16 @@ class CostModel:
         """
         tiles = len(self._layouts.layout)
         received, sent = np.zeros((tiles, self._kinds)), np.zeros((self._kinds, tiles))
-        copied = np.zeros(tiles)
+        copied, packed = np.zeros(tiles), np.zeros((tiles, self._kinds))
         for name, need in needs.items():
             if name == self._graph.input:
                 continue
-            into, out = self._moved_on(name) if need is kept.get(name) else self._moves(name, need)
-            received += into
-            sent += out
+            moved = self._moved_on(name) if need is kept.get(name) else self._moves(name, need)
+            received += moved.into
+            sent += moved.out
+            packed += moved.packed
             copied += need.sizes() * float(self._graph.itemsize(name))
-        return self._exchange(received, sent, copied)
+        return self._exchange(received, sent, copied, packed)
 
     def block(self, compute: Floats, weights: Floats, exchange: Exchange, layers: int) -> Passing:
         """Return how long a block takes behind each layout, the exchange before it included.
@@ -334,14 +352,14 @@ class CostModel:
         # The first tile is that of one device: it owns, and so needs, everything.
         return np.asarray((exchange.travel + exchange.copy).max(axis=2)[0])
 
-    def _moved_on(self, name: str) -> tuple[Floats, Floats]:
-        """Return the bytes of a change of layout: received by tiles, and sent."""
+    def _moved_on(self, name: str) -> _Moved:
+        """Return what passes at a change of layout."""
         if name not in self._handed_on:
             self._handed_on[name] = self._moves(name, self._layouts.tiles(name))
         return self._handed_on[name]
 
-    def _moves(self, name: str, need: Boxes) -> tuple[Floats, Floats]:
-        """Return bytes that every tile receives from each layout, and those that tiles send."""
+    def _moves(self, name: str, need: Boxes) -> _Moved:
+        """Return what passes to tiles of a tensor for what they need of it."""
         own = self._layouts.tiles(name)
         common: Any = float(self._graph.itemsize(name)) * self._foreign
         for axis, extent in enumerate(self._graph.shape(name)):
@@ -349,19 +367,25 @@ class CostModel:
                 start = np.maximum(need.start[:, None, axis], own.start[None, :, axis])
                 stop = np.minimum(need.stop[:, None, axis], own.stop[None, :, axis])
                 common = common * np.maximum(stop - start, 0)
-        return common @ self._in_layout, self._in_layout.T @ common
+        if self._packing is None or not self._packing.possible:
+            return _Moved(common @ self._in_layout, self._in_layout.T @ common, 0.0)
+        device = self._layouts.device
+        common, busy = self._packing.travel(name, common, device[None, :], device[:, None])
+        return _Moved(common @ self._in_layout, self._in_layout.T @ common, busy @ self._in_layout)
 
-    def _exchange(self, received: Floats, sent: Floats, copied: Floats) -> Exchange:
+    def _exchange(self, received: Floats, sent: Floats, copied: Floats, packed: Floats) -> Exchange:
         """Turn bytes per tile into seconds per device."""
         layout, device = self._layouts.layout, self._layouts.device
-        into, out, copies = (np.zeros((self._kinds, self._kinds, self._n)) for _ in range(3))
+        into, out, copies, busy = (np.zeros((self._kinds, self._kinds, self._n)) for _ in range(4))
         into[layout, :, device] = received
         out[:, layout, device] = sent
         copies[layout, :, device] = copied[:, None]
+        busy[layout, :, device] = packed
         moving = np.maximum(into, out)
         travel = self._forwarded * moving / self._link + self._latency * (moving > 0)
         # Everything crosses the broker's own link, once in and once out.
         shared = into.sum(axis=2, keepdims=True) / self._broker
         travel = np.maximum(travel, (shared + self._latency) * (moving > 0))
+        travel += busy
         kept = np.maximum(copies - into, 1.0)
         return Exchange(travel * self._waits, copies / self._memory * (into > 0), into / kept)

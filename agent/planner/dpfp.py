@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from agent.planner.cost import Device, Floats, Passing
     from agent.planner.graph import Graph
     from agent.planner.layers import Layer
+    from agent.planner.packing import Packing
     from agent.planner.receptive_field import Boxes, Reading
 
 
@@ -139,6 +140,7 @@ class Search:
         broker_bytes_per_s: see `CostModel`.
         overlap: see `CostModel`.
         waits: see `CostModel`.
+        packing: see `CostModel`.
     """
 
     def __init__(
@@ -151,6 +153,7 @@ class Search:
         overlap: bool = True,
         waits: float = 1.0,
         rules: Rules = FREE,
+        packing: Packing | None = None,
     ) -> None:
         self.graph, self.rules = graph, rules
         self.layers: tuple[Layer, ...] = layers_of(graph)
@@ -164,6 +167,7 @@ class Search:
             overlap=overlap,
             waits=waits,
             keys=[layer_key(layer, graph, self.blocked) for layer in self.layers],
+            packing=packing,
         )
         self._needed = self._work_needed()
 

@@ -12,8 +12,9 @@ from agent.planner.dpfp import FREE, Allowed, Choice, Search
 from agent.planner.layout import Shape, shapes_for, split_axes
 from agent.planner.lowering import lowered_for
 from agent.planner.operators.entry import UNEVEN
+from agent.planner.packing import Packing
 from agent.planner.program import compile_programs
-from agent.planner.schedule import halo_bytes, make_schedule
+from agent.planner.schedule import codings, halo_bytes, make_schedule
 from agent.planner.simulate import simulate
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from agent.planner.schedule import Schedule
     from agent.planner.simulate import Simulated
     from agent.spans import Span
-    from agent.wire.manifest import Objective
-    from agent.wire.program import Program
+    from agent.wire.manifest import Halos, Objective
+    from agent.wire.program import Coding, Program
 
 Form = Literal["any", "rows", "columns", "grid"]
 
@@ -47,7 +48,7 @@ class Block:
     `halo_bytes` are sent before it and `exchange_s` is what that adds, `compute_s` is the slowest
     device's, `flops` counts what all devices compute, border rows that two of them compute
     included. `overlapped` tells whether borders are apart from the interior, so that computing
-    hides some of the exchange.
+    hides some of the exchange, `codings` how halos travel.
     """
 
     index: int
@@ -59,6 +60,7 @@ class Block:
     exchange_s: float
     flops: float
     overlapped: bool
+    codings: frozenset[Coding]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ def compile_plan(
     objective: Objective = "latency",
     broker_bytes_per_s: float | None = None,
     rules: Rules = FREE,
+    halos: Halos = "plain",
 ) -> Plan:
     """Find the fastest plan and compile it to programs.
 
@@ -146,6 +149,7 @@ def compile_plan(
         broker_bytes_per_s: rate of the broker's own link in each direction; None for the fastest
             device's.
         rules: what else the plan must keep to.
+        halos: how halos may travel, where that pays.
 
     Raises:
         ModelError: if what is forced is impossible, or the devices' memory does not suffice.
@@ -154,6 +158,7 @@ def compile_plan(
         raise ModelError("a plan needs at least one device")
     lowered = lowered_for(graph, devices, exact=exact, whole=rules.whole_reductions)
     usable = ranked(devices)
+    allowed_halos: Halos = "lossless" if exact and halos == "half" else halos
     allowed = Allowed(cuts, layouts)
     while True:
         shapes = shapes_of_form(len(usable), form, wide=_is_wide(lowered, allowed))
@@ -166,9 +171,10 @@ def compile_plan(
             overlap=overlap,
             waits=_WAITS[objective],
             rules=rules,
+            packing=(packing := Packing(lowered, usable, broker, allowed_halos)),
         )
         requests = 1 if objective == "latency" else _IN_FLIGHT
-        plan = _Planner(search, model_name, broker, requests).plan(allowed)
+        plan = _Planner(search, model_name, broker, requests, packing).plan(allowed)
         if plan is not None:
             return plan
         tightest = min(usable, key=lambda device: device.memory_limit_bytes or float("inf"))
@@ -197,9 +203,12 @@ class _Candidate(NamedTuple):
 class _Planner:
     """Finds and compiles plans on some devices."""
 
-    def __init__(self, search: Search, model: str, broker: float, requests: int) -> None:
+    def __init__(
+        self, search: Search, model: str, broker: float, requests: int, packing: Packing
+    ) -> None:
         self._search, self._model = search, model
         self._broker, self._requests = broker, requests
+        self._packing = packing
 
     def plan(self, allowed: Allowed) -> Plan | None:
         """Return the fastest plan that fits, or None: weights get dearer as long as none does."""
@@ -231,10 +240,13 @@ class _Planner:
             options.append(tuple(replace(choice, overlapped=False) for choice in found))
         if single and search.layouts.shapes[0].tiles == 1 < max(c.shape.tiles for c in found):
             options.append((Choice(0, len(search.layers), 0, search.layouts.shapes[0]),))
-        return sorted(map(self._candidate, options), key=lambda candidate: candidate.seconds)
+        candidates = [self._candidate(option) for option in options]
+        if self._packing.possible:
+            candidates += [self._candidate(option, self._packing) for option in options]
+        return sorted(candidates, key=lambda candidate: candidate.seconds)
 
-    def _candidate(self, choices: tuple[Choice, ...]) -> _Candidate:
-        schedule = make_schedule(self._search, choices)
+    def _candidate(self, choices: tuple[Choice, ...], packing: Packing | None = None) -> _Candidate:
+        schedule = make_schedule(self._search, choices, packing)
         alone = self._simulate(schedule, 1)
         several = alone if self._requests == 1 else self._simulate(schedule, self._requests)
         return _Candidate(choices, schedule, alone, several.seconds)
@@ -277,7 +289,7 @@ def _plan(search: Search, candidate: _Candidate, compiled: Compiled) -> Plan:
 
 def _blocks(search: Search, candidate: _Candidate) -> tuple[Block, ...]:
     schedule, devices = candidate.schedule, search.layouts.devices
-    sent = halo_bytes(schedule, search)
+    sent, travelling = halo_bytes(schedule), codings(schedule)
     busy = [[0.0] * schedule.devices for _ in candidate.choices]
     for task in schedule.tasks:
         busy[task.block][task.device] += task.seconds
@@ -293,6 +305,7 @@ def _blocks(search: Search, candidate: _Candidate) -> tuple[Block, ...]:
             exchange_s=choice.exchange_s,
             flops=schedule.flops[index],
             overlapped=index in divided,
+            codings=travelling[index],
         )
         for index, choice in enumerate(candidate.choices)
     )

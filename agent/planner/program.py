@@ -61,7 +61,7 @@ def compile_programs(
     for transfer in schedule.transfers:
         sender = devices[transfer.sender]
         part = sender.part(transfer.tensor, transfer.region)
-        sender.sends.append(Send(part, devices[transfer.reader].id))
+        sender.sends.append(Send(part, devices[transfer.reader].id, transfer.coding))
     devices[0].answers = tuple(devices[0].part(*read) for read in schedule.answers.items())
     return Compiled(
         {device.id: device.program(model) for device in devices},

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from agent.geometry import Region
     from agent.planner.cost import Floats
     from agent.planner.dpfp import Choice, Search
+    from agent.planner.packing import Packing
     from agent.planner.parts import Part
     from agent.planner.receptive_field import Reading
+    from agent.wire.program import Coding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,13 +49,18 @@ class Task:
 
 
 class Transfer(NamedTuple):
-    """A region that one device (a rank) sends to another for block `block`."""
+    """A region that one device (a rank) sends to another for block `block`.
+
+    It travels in `coding`, which is expected to take `nbytes`.
+    """
 
     block: int
     sender: int
     reader: int
     tensor: str
     region: Region
+    nbytes: float
+    coding: Coding = "plain"
 
 
 @dataclass(slots=True)
@@ -84,14 +91,22 @@ class _Block(NamedTuple):
     own: list[dict[str, list[Region]]]
 
 
-def make_schedule(search: Search, choices: Sequence[Choice]) -> Schedule:
-    """Lay out the tasks and transfers of the chosen blocks."""
-    return _Scheduler(search, max(choice.shape.tiles for choice in choices)).run(choices)
+def make_schedule(
+    search: Search, choices: Sequence[Choice], packing: Packing | None = None
+) -> Schedule:
+    """Lay out the tasks and transfers of the chosen blocks.
+
+    Args:
+        search: whose choices they are.
+        choices: the blocks.
+        packing: how halos travel; None for as they are.
+    """
+    return _Scheduler(search, max(choice.shape.tiles for choice in choices), packing).run(choices)
 
 
 class _Scheduler:
-    def __init__(self, search: Search, devices: int) -> None:
-        self._search, self._graph = search, search.graph
+    def __init__(self, search: Search, devices: int, packing: Packing | None) -> None:
+        self._search, self._graph, self._packing = search, search.graph, packing
         self._schedule = Schedule(devices)
         everything = whole(search.graph.shape(search.graph.input))
         self._held: list[dict[str, list[Region]]] = [
@@ -161,8 +176,19 @@ class _Scheduler:
             for owner, tile in self._owners[tensor]:
                 piece = intersect(gap, tile)
                 if piece is not None:
-                    self._schedule.transfers.append(Transfer(block, owner, reader, tensor, piece))
+                    transfer = self._transfer(block, owner, reader, tensor, piece)
+                    self._schedule.transfers.append(transfer)
                     held.append(piece)
+
+    def _transfer(
+        self, block: int, sender: int, reader: int, tensor: str, region: Region
+    ) -> Transfer:
+        nbytes = float(size(region) * self._graph.itemsize(tensor))
+        if self._packing is None:
+            return Transfer(block, sender, reader, tensor, region, nbytes)
+        coding = self._packing.coding(tensor, nbytes, sender, reader)
+        nbytes *= self._packing.share(tensor, coding)
+        return Transfer(block, sender, reader, tensor, region, nbytes, coding)
 
     def _whole(self, block: _Block, divided: set[int]) -> list[Task]:
         """Return one task for each device whose tile is not divided."""
@@ -229,11 +255,19 @@ def _written(walked: Sequence[Reading], wanted: Mapping[str, Boxes], row: int) -
     return {name: computed.get(name, box).region(row) for name, box in wanted.items()}
 
 
-def halo_bytes(schedule: Schedule, search: Search) -> list[int]:
-    """Return the bytes that are sent before each block."""
-    total = [0] * len(schedule.tiles)
+def halo_bytes(schedule: Schedule) -> list[int]:
+    """Return the bytes that are expected to be sent before each block."""
+    total = [0.0] * len(schedule.tiles)
     for transfer in schedule.transfers:
         if transfer.block < len(total):
-            nbytes = size(transfer.region) * search.graph.itemsize(transfer.tensor)
-            total[transfer.block] += nbytes
-    return total
+            total[transfer.block] += transfer.nbytes
+    return [round(nbytes) for nbytes in total]
+
+
+def codings(schedule: Schedule) -> list[frozenset[Coding]]:
+    """Return how halos before each block travel."""
+    found: list[set[Coding]] = [set() for _ in schedule.tiles]
+    for transfer in schedule.transfers:
+        if transfer.block < len(found):
+            found[transfer.block].add(transfer.coding)
+    return [frozenset(names) for names in found]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.geometry import intersect, shape_of, size
 from agent.planner.cost import UNEVEN
+from agent.planner.packing import piece_s
 from agent.spans import Span
 from agent.wire.messages import CHUNK_BYTES
 
@@ -75,12 +76,14 @@ def simulate(
 
 @dataclass(slots=True)
 class _Device:
-    """A device's executor and links: what is ready, and until when each link is used."""
+    """A device's executor, links and packers: what is ready, and until when each is in use."""
 
     ready: list[tuple[int, int]] = field(default_factory=list)
     busy: bool = False
     up: float = 0.0
     down: float = 0.0
+    packer: float = 0.0
+    unpacker: float = 0.0
 
 
 class _Simulation:
@@ -157,9 +160,14 @@ class _Simulation:
         transfer = self._schedule.transfers[job - self._tasks]
         sender, reader = self._devices[transfer.sender], self._devices[transfer.reader]
         source, target = self._known[transfer.sender], self._known[transfer.reader]
-        nbytes = size(transfer.region) * self._graph.itemsize(transfer.tensor)
+        nbytes = transfer.nbytes
         chunk = min(nbytes, CHUNK_BYTES)
-        start = max(now + self._depends.late[job - self._tasks], sender.up)
+        due = now + self._depends.late[job - self._tasks]
+        packed = transfer.coding != "plain"
+        plain = float(size(transfer.region) * self._graph.itemsize(transfer.tensor))
+        if packed:
+            due = sender.packer = max(due, sender.packer) + piece_s(plain, source)
+        start = max(due, sender.up)
         sender.up = start + nbytes / source.link_bytes_per_s
         self._inward = max(sender.up, self._inward + nbytes / self._broker)
         out = max(self._inward + chunk / self._broker, self._outward + nbytes / self._broker)
@@ -167,12 +175,14 @@ class _Simulation:
         slower = max(0.0, chunk / target.link_bytes_per_s - chunk / self._broker)
         reader.down = max(out + slower, reader.down + nbytes / target.link_bytes_per_s)
         arrival = reader.down + (source.link_latency_s + target.link_latency_s) / 2
+        if packed:
+            arrival = reader.unpacker = max(arrival, reader.unpacker) + piece_s(plain, target)
         self._post(arrival, request, job)
         if request == 0:
             label = f"{transfer.tensor} {_extent(transfer.region)}"
             self._spans += [
-                Span(source.id, "send", start, sender.up, label, target.id, nbytes),
-                Span(target.id, "receive", start, arrival, label, source.id, nbytes),
+                Span(source.id, "send", start, sender.up, label, target.id, round(nbytes)),
+                Span(target.id, "receive", start, arrival, label, source.id, round(nbytes)),
             ]
 
     def _post(self, at: float, request: int, job: int) -> None:

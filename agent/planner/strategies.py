@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agent.planner.dpfp import Choice
     from agent.planner.graph import Graph
     from agent.planner.plan import Form, Plan
-    from agent.wire.manifest import Objective, Strategy
+    from agent.wire.manifest import Halos, Objective, Strategy
 
 # DeepThings fuses no more layers than these.
 _FUSED = 16
@@ -67,6 +67,7 @@ def compile_strategy(
     exact: bool = False,
     objective: Objective = "latency",
     form: Form = "any",
+    halos: Halos = "plain",
 ) -> Plan:
     """Compile the plan that a strategy makes for a model on these devices.
 
@@ -78,6 +79,7 @@ def compile_strategy(
         exact: split only what is then computed as one device does, to the bit.
         objective: what "dpfp" plans for; the others are of latency.
         form: which layouts "dpfp" has; the others have theirs.
+        halos: how halos of "dpfp" may travel; those of the others are plain.
 
     Raises:
         ModelError: if the devices' memory does not suffice, or there is no device.
@@ -87,7 +89,13 @@ def compile_strategy(
         raise ConfigError(f"layout {form} is for strategy dpfp; {strategy} has its own layouts")
     if strategy == "dpfp" or not devices:
         return compile_plan(
-            graph, devices, model_name=model_name, form=form, exact=exact, objective=objective
+            graph,
+            devices,
+            model_name=model_name,
+            form=form,
+            exact=exact,
+            objective=objective,
+            halos=halos,
         )
     if strategy == "single":
         fastest = ranked(devices)[:1]

@@ -13,14 +13,13 @@ from agent.adapters.capacity import (
     room_for_spares,
     runtime_versions,
 )
-from agent.adapters.compute import gather
 from agent.adapters.logs import log
 from agent.adapters.runtime import RuntimeOptions, check_providers
 from agent.adapters.store import BlobStore
 from agent.errors import HaloMQError, WireError, reason_of
 from agent.service import drills
 from agent.service.checks import check_header
-from agent.service.jobs import Jobs
+from agent.service.jobs import Jobs, PackedPiece, encode_piece
 from agent.service.link_probe import LinkProbe
 from agent.service.loop import monotonic
 from agent.service.member import Member
@@ -30,7 +29,6 @@ from agent.service.probes import ProbeJobs
 from agent.service.transfer import FetchBroken, FetchDone
 from agent.wire import messages as wire
 from agent.wire.clients import client_of
-from agent.wire.tensors import bytes_of
 from agent.wire.topics import Address, Kind
 from agent.worker import WorkerCore
 from agent.worker import events as ev
@@ -85,6 +83,7 @@ class AgentService(Member):
         folder = config.data_dir / "profiles"
         self._probes = ProbeJobs(store, folder, self._options, monotonic, self._pacer)
         self._executor = self.executor("executor")
+        self._packer = self.executor("packer")
         self._disk = self.executor("loader")
         self._life, self._times_forgotten = self.session, 0
         self._link_probe = LinkProbe()
@@ -135,6 +134,10 @@ class AgentService(Member):
                 self._handle(ev.Fetched(ticket))
             case FetchBroken(ticket, reason):
                 self._handle(ev.FetchFailed(ticket, reason))
+            case PackedPiece():
+                self._packed(item)
+            case ev.Log():
+                self._log(item)
             case wire.Capacity():
                 self._capacity = item
                 log("info", f"computes {item.flops_per_s / 1e9:.1f} Gflop/s on {item.cpu}")
@@ -147,6 +150,8 @@ class AgentService(Member):
                 | ev.DecodeRefused()
                 | ev.StepFinished()
                 | ev.StepFailed()
+                | ev.PieceFailed()
+                | ev.PieceArrived()
                 | ev.Concluded()
                 | ev.ProbesRead()
                 | ev.ProbesFailed()
@@ -248,7 +253,7 @@ class AgentService(Member):
     def _peer(self, payload: bytes) -> None:
         message = wire.decode_msgpack(payload, wire.Peer)
         if isinstance(message, wire.Piece):
-            self._handle(ev.PieceArrived(message, len(message.data)))
+            self._piece(message)
             return
         reply = ev.ReplyTo(
             message.tensors,
@@ -267,6 +272,17 @@ class AgentService(Member):
                 message.remaining_s,
                 redelivered=True,
             )
+        )
+
+    def _piece(self, piece: wire.Piece) -> None:
+        arrived = ev.PieceArrived(piece, len(piece.data))
+        program = self._programs.get(piece.plan)
+        if piece.coding == "plain" or program is None:
+            self._handle(arrived)
+            return
+        self._packer.submit(
+            lambda: self._jobs.unpack(arrived, program),
+            lambda error: ev.Log("warning", f"refused a piece: {reason_of(error)}", piece.request),
         )
 
     def _request(self, address: Address, message: Received) -> None:
@@ -397,10 +413,19 @@ class AgentService(Member):
 
     def _send_piece(self, effect: ev.SendPiece) -> None:
         dtype = self._programs[effect.plan].tensors[effect.tensor].dtype
-        data = bytes_of(gather(effect.region, dtype, effect.pieces))
-        key = effect.key
-        piece = wire.Piece(effect.plan, key.request, key.input, effect.tensor, effect.region, data)
-        self.publish(self.topics.halo(effect.to), wire.encode_msgpack(piece))
+        if effect.coding == "plain":
+            payload, _ = encode_piece(effect, dtype)
+            self.publish(self.topics.halo(effect.to), payload)
+            return
+        due = monotonic()
+        self._packer.submit(
+            lambda: self._jobs.pack(effect, dtype, due),
+            lambda error: ev.PieceFailed(effect.key, effect.plan, reason_of(error)),
+        )
+
+    def _packed(self, packed: PackedPiece) -> None:
+        self.publish(self.topics.halo(packed.sent.to), packed.payload)
+        self._handle(packed.sent)
 
     def _publish_answer(self, effect: ev.PublishAnswer) -> None:
         answer, reply = effect.answer, effect.reply

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agent.adapters.compute import LoadedProgram, Loader
+from msgspec.structs import replace
+
+from agent.adapters.compute import LoadedProgram, Loader, gather
 from agent.adapters.mapping import trim_heap
 from agent.adapters.media import decode_input
 from agent.answers import answer
 from agent.errors import ConfigError, InputError
+from agent.geometry import shape_of
 from agent.wire.manifest import decode_manifest
+from agent.wire.messages import Piece, encode_msgpack
+from agent.wire.packing import pack, unpack
 from agent.wire.program import decode_program
-from agent.wire.tensors import tensor_message
+from agent.wire.tensors import bytes_of, tensor_message
 from agent.worker import events as ev
+from agent.worker.pieces import check_piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,12 +31,32 @@ if TYPE_CHECKING:
     from agent.wire.program import Program
 
 
+class PackedPiece(NamedTuple):
+    """A packed piece as it is published, and what the core is told of it."""
+
+    payload: bytes
+    sent: ev.PieceSent
+
+
+def encode_piece(effect: ev.SendPiece, dtype: str) -> tuple[bytes, int]:
+    """Return a piece as it is published, and how many bytes of it are the tensor's.
+
+    Raises:
+        WireError: if a piece that it is cut from is packed and damaged.
+    """
+    key = effect.key
+    coding, data = pack(gather(effect.region, dtype, effect.pieces), effect.coding)
+    view = memoryview(data)
+    piece = Piece(effect.plan, key.request, key.input, effect.tensor, effect.region, view, coding)
+    return encode_msgpack(piece), len(data)
+
+
 class Jobs:
     """The loaded plans of a device and the work that is done with them.
 
-    `run`, `decode` and `conclude` belong to the executor's thread, `read` and `load` to the
-    loader's; a plan is visible to the executor once it is loaded. `room` tells how many bytes of
-    memory spares may still take.
+    `run`, `decode` and `conclude` belong to the executor's thread, `pack` and `unpack` to the
+    packer's, `read` and `load` to the loader's; a plan is visible to the executor once it is
+    loaded. `room` tells how many bytes of memory spares may still take.
     """
 
     def __init__(
@@ -121,6 +147,26 @@ class Jobs:
             reads = plan.assemble(job.step, job.inputs)
         arrays = plan.compute(job.step, reads)
         return ev.StepFinished(job.key, job.plan, job.step, arrays, started, self._clock())
+
+    def pack(self, job: ev.SendPiece, dtype: str, due: float) -> PackedPiece:
+        """Pack a piece of a tensor of `dtype` that was due at time `due`."""
+        with self._pacer.work():
+            payload, nbytes = encode_piece(job, dtype)
+        sent = ev.PieceSent(job.key, job.plan, job.to, job.tensor, job.region, nbytes, due)
+        return PackedPiece(payload, sent)
+
+    def unpack(self, arrived: ev.PieceArrived, program: Program) -> ev.PieceArrived:
+        """Unpack a piece that came packed.
+
+        Raises:
+            WireError: if it does not fit the program, or is damaged.
+        """
+        piece = arrived.piece
+        check_piece(piece, program)
+        with self._pacer.work():
+            dtype = program.tensors[piece.tensor].dtype
+            array = unpack(piece.coding, dtype, shape_of(piece.region), piece.data)
+        return ev.PieceArrived(replace(piece, data=bytes_of(array), coding="plain"), arrived.nbytes)
 
     def conclude(self, job: ev.Conclude) -> ev.Concluded:
         """Make the answer of a request from its outputs."""

@@ -78,6 +78,7 @@ class Pacer:
             capacity,
             flops_per_s=capacity.flops_per_s / self.slowness,
             memory_bytes_per_s=capacity.memory_bytes_per_s / self.slowness,
+            packing_bytes_per_s=capacity.packing_bytes_per_s / self.slowness,
         )
 
     @contextmanager

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agent.adapters.store import BlobStore
     from agent.planner import Graph, Plan
     from agent.planner.layout import Shape
+    from agent.wire.manifest import Manifest
     from agent.wire.model import ModelPackage
     from agent.wire.program import BlobRef
 
@@ -47,6 +48,7 @@ def planner_device(member: Member) -> Device:
         step_overhead_s=capacity.step_overhead_s,
         memory_limit_bytes=capacity.memory_limit_bytes,
         threads=max(1, capacity.threads),
+        packing_bytes_per_s=capacity.packing_bytes_per_s,
     )
 
 
@@ -65,12 +67,14 @@ def calibrated(device: Device, known: Figures, graph: Graph, store: BlobStore) -
             device,
             flops_per_s=device.flops_per_s / slower,
             memory_bytes_per_s=device.memory_bytes_per_s / slower,
+            packing_bytes_per_s=device.packing_bytes_per_s / slower,
         )
     rate = model_rate(graph, found) or device.flops_per_s
     return replace(
         device,
         flops_per_s=rate / slower,
         memory_bytes_per_s=device.memory_bytes_per_s / slower,
+        packing_bytes_per_s=device.packing_bytes_per_s / slower,
         profile={
             key: LayerTime(time.fixed_s * slower, time.s_per_unit * slower)
             for key, time in found.items()
@@ -133,6 +137,7 @@ def compute_plan(
         model_name=package.name,
         exact=manifest.exact,
         objective=manifest.objective,
+        halos=manifest.halos,
     )
     for digest, content in plan.segments.items():
         store.put(digest, content)
@@ -143,7 +148,7 @@ def compute_plan(
         store.put(programs[device].digest, content)
     weighed = None
     if against is not None and manifest.strategy == "dpfp":
-        weighed = _weighed(against, graph, devices, exact=manifest.exact)
+        weighed = _weighed(against, graph, devices, manifest)
     return ComputedPlan(
         fleet=frozenset(member.device for member in members),
         devices=plan.devices,
@@ -161,7 +166,7 @@ def _chosen(plan: Plan, devices: Sequence[Device]) -> Chosen:
 
 
 def _weighed(
-    against: ComputedPlan, graph: Graph, devices: Sequence[Device], *, exact: bool
+    against: ComputedPlan, graph: Graph, devices: Sequence[Device], manifest: Manifest
 ) -> float | None:
     """Return the ms that an earlier plan takes by today's figures, or None if it cannot be."""
     chosen = against.choice
@@ -175,7 +180,8 @@ def _weighed(
             model_name="weighed",
             cuts=chosen.cuts,
             layouts=chosen.layouts,
-            exact=exact,
+            exact=manifest.exact,
+            halos=manifest.halos,
         )
     except ModelError:
         return None

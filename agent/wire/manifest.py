@@ -6,6 +6,8 @@ People write it as TOML beside the model (MODEL.onnx has MODEL.toml); it travels
     exact = false                        # true: every bit is kept (docs/exactness.md)
     objective = "latency"                # or "throughput", with several requests in flight
     strategy = "dpfp"                    # or a rival's way to split it (docs/strategies.md)
+    halos = "lossless"                   # packed where links are slow; or "plain", or "half", in
+                                         # float16 there (docs/exactness.md)
     labels = ["background", "scratch"]   # in the order of the model's classes
 
     [input]
@@ -55,11 +57,13 @@ Resize = Literal["stretch", "crop", "letterbox", "none"]
 Layout = Literal["nchw", "nhwc"]
 Strategy = Literal["single", "modnn", "deepthings", "halp", "dpfp-paper", "dpfp"]
 Objective = Literal["latency", "throughput"]
+Halos = Literal["lossless", "plain", "half"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task": get_args(Task),
     "strategy": get_args(Strategy),
     "objective": get_args(Objective),
+    "halos": get_args(Halos),
     "input.color": get_args(Color),
     "input.resize": get_args(Resize),
     "input.layout": get_args(Layout),
@@ -150,6 +154,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     exact: bool = False
     objective: Objective = "latency"
     strategy: Strategy = "dpfp"
+    halos: Halos = "lossless"
 
     def __post_init__(self) -> None:
         if self.task == "detection" and self.detection is None:

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from agent.errors import WireError
 from agent.wire.calibration import Timings
 from agent.wire.model import ModelName, ModelPackage
-from agent.wire.program import BlobRef, Box, Digest, Extent, Index
+from agent.wire.program import BlobRef, Box, Coding, Digest, Extent, Index
 from agent.wire.tensors import TensorMessage, unpack
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ Ratio = Annotated[float, Meta(ge=1e-3, le=1e3)]
 
 
 class Capacity(Struct, frozen=True):
-    """What a device can do: rates in flop/s and bytes/s, times in seconds, sizes in bytes."""
+    """What a device can do: rates in flop/s and bytes/s, times in seconds, sizes in bytes.
+
+    It packs and unpacks halos at `packing_bytes_per_s`; 0 is one that cannot.
+    """
 
     cpu: Text
     cores: Index
@@ -53,6 +56,7 @@ class Capacity(Struct, frozen=True):
     link_bytes_per_s: Positive
     memory_limit_bytes: Extent | None = None
     step_overhead_s: Positive = 0.0003
+    packing_bytes_per_s: Positive = 0.0
 
 
 class Health(Struct, frozen=True):
@@ -267,8 +271,10 @@ Control = (
 )
 
 
-class Piece(Struct, frozen=True, tag="piece"):
+class Piece(Struct, frozen=True, tag="piece", omit_defaults=True):
     """A region of a tensor of one request under one plan; `data` is in C order, little-endian.
+
+    Unless `coding` says that it is packed (`agent.wire.packing`).
 
     `input` is the fingerprint of the request's payload, so that a client which uses an id twice
     can never get tensors of its two pictures mixed.
@@ -280,6 +286,7 @@ class Piece(Struct, frozen=True, tag="piece"):
     tensor: Index
     region: Box
     data: memoryview
+    coding: Coding = "plain"
 
 
 class Forward(Struct, frozen=True, tag="forward"):

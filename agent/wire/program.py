@@ -9,7 +9,7 @@ have the same tensors, because pieces name tensors by index.
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -21,6 +21,9 @@ Index = Annotated[int, Meta(ge=0, lt=1_000_000)]
 Extent = Annotated[int, Meta(ge=0, le=1 << 40)]
 Box = tuple[tuple[Extent, Extent], ...]
 DType = Annotated[str, Meta(pattern=r"^(bool|u?int(8|16|32|64)|float(16|32|64))\Z")]
+
+# How a region travels: as it is, in fewer bytes, or as float16 in fewer bytes (agent.wire.packing).
+Coding = Literal["plain", "packed", "half"]
 
 
 class BlobRef(Struct, frozen=True):
@@ -82,11 +85,12 @@ class Step(Struct, frozen=True):
     predicted_start_s: float = 0.0
 
 
-class Send(Struct, frozen=True):
+class Send(Struct, frozen=True, omit_defaults=True):
     """Publish `part` to device `to` once it is written."""
 
     part: Part
     to: str
+    coding: Coding = "plain"
 
 
 class Program(Struct, frozen=True):
@@ -149,6 +153,10 @@ def decode_program(content: bytes) -> Program:
         raise WireError("the program has a step whose segment is missing")
     if not all(step.writes for step in program.steps):
         raise WireError("the program has a step that writes nothing")
+    for send in program.sends:
+        spec = program.tensors[send.part.tensor]
+        if send.coding == "half" and spec.dtype != "float32":
+            raise WireError(f"the program rounds {spec.name} to float16, but it is {spec.dtype}")
     return program
 
 

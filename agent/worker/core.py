@@ -133,6 +133,8 @@ class WorkerCore:
             ev.StepFinished: self._runs.step_finished,
             ev.StepFailed: self._step_failed,
             ev.PieceArrived: self._runs.piece_arrived,
+            ev.PieceSent: self._runs.piece_sent,
+            ev.PieceFailed: self._piece_failed,
             ev.RequestArrived: self._request_arrived,
             ev.Decoded: self._runs.decoded,
             ev.DecodeRefused: self._decode_refused,
@@ -280,6 +282,9 @@ class WorkerCore:
         if effects:
             self._admission.answered(self._requests[event.key], now)
         return effects
+
+    def _piece_failed(self, event: ev.PieceFailed, now: float) -> list[Effect]:
+        return self._fail(event.key, event.plan, Failure("compute", event.reason), now)
 
     def _result_seen(self, event: ev.ResultSeen, now: float) -> list[Effect]:
         self._admission.remember(event.key)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         Standby,
         Trace,
     )
-    from agent.wire.program import BlobRef, Program
+    from agent.wire.program import BlobRef, Coding, Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +178,28 @@ class StepFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class PieceSent:
+    """A piece that was to be packed has left, as `nbytes` bytes; it was due at time `due`."""
+
+    key: RequestKey
+    plan: str
+    to: str
+    tensor: int
+    region: Region
+    nbytes: int
+    due: float
+
+
+@dataclass(frozen=True, slots=True)
+class PieceFailed:
+    """A piece that was to be packed could not be made."""
+
+    key: RequestKey
+    plan: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Concluded:
     """The outputs of a request were made into an answer's fields `result` or `outputs`."""
 
@@ -274,6 +296,8 @@ Event = (
     | PieceArrived
     | StepFinished
     | StepFailed
+    | PieceSent
+    | PieceFailed
     | Concluded
     | ResultSeen
     | DrillAsked
@@ -437,7 +461,10 @@ class KeepTimings:
 
 @dataclass(frozen=True, slots=True)
 class SendPiece:
-    """Publish a region of a tensor to a device, cut from the pieces that cover it."""
+    """Publish a region of a tensor to a device, cut from the pieces that cover it.
+
+    What is not to be plain is answered with `PieceSent` or `PieceFailed`.
+    """
 
     key: RequestKey
     plan: str
@@ -445,6 +472,7 @@ class SendPiece:
     tensor: int
     region: Region
     pieces: tuple[Held, ...]
+    coding: Coding = "plain"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.errors import WireError
-from agent.geometry import size, split_rows
+from agent.geometry import shape_of, size, split_rows
 from agent.wire.messages import CHUNK_BYTES
+from agent.wire.packing import Packed
 from agent.wire.tensors import itemsize
+from agent.worker.events import Held
 
 if TYPE_CHECKING:
     from agent.geometry import Region
@@ -19,7 +21,7 @@ def check_piece(piece: Piece, program: Program) -> None:
     """Check a piece against the program that it is for.
 
     Raises:
-        WireError: if its tensor, region or number of bytes does not fit.
+        WireError: if its tensor, region, coding or number of bytes does not fit.
     """
     if piece.tensor >= len(program.tensors):
         raise WireError(f"tensor {piece.tensor} is not in the plan")
@@ -31,8 +33,20 @@ def check_piece(piece: Piece, program: Program) -> None:
     if not fits:
         raise WireError(f"region {piece.region} does not fit {spec.name} {spec.shape}")
     expected = size(piece.region) * itemsize(spec.dtype)
-    if len(piece.data) != expected:
+    if piece.coding == "half" and spec.dtype != "float32":
+        raise WireError(f"{spec.name} is {spec.dtype}, but came rounded to float16")
+    # What is inside is checked when it is unpacked.
+    fitting = range(1, expected) if piece.coding != "plain" else (expected,)
+    if len(piece.data) not in fitting:
         raise WireError(f"{len(piece.data)} bytes for {spec.name}, expected {expected}")
+
+
+def held(piece: Piece, program: Program) -> Held:
+    """Return what a checked piece holds; a packed one is unpacked where it is used."""
+    if piece.coding == "plain":
+        return Held(piece.region, piece.data)
+    dtype = program.tensors[piece.tensor].dtype
+    return Held(piece.region, Packed(piece.coding, dtype, shape_of(piece.region), piece.data))
 
 
 def chunked(region: Region, bytes_each: int) -> list[Region]:

@@ -18,7 +18,7 @@ from agent.worker.events import Effect, Held, RequestKey
 from agent.worker.execution import Execution
 from agent.worker.meter import Transfer
 from agent.worker.overload import unanswered
-from agent.worker.pieces import check_piece, chunked
+from agent.worker.pieces import check_piece, chunked, held
 from agent.worker.requests import Request, State
 
 if TYPE_CHECKING:
@@ -116,6 +116,14 @@ class Runs:
             return []
         return self._take_piece(request, piece, event.nbytes, now, now)
 
+    def piece_sent(self, event: ev.PieceSent, now: float) -> list[Effect]:
+        """Note a packed piece, of which nobody knew before how large it is."""
+        request = self.find(event.key, event.plan)
+        if request is not None:
+            sent = Transfer(event.tensor, event.region, event.due, now, event.nbytes, event.to)
+            request.meter.sends.append(sent)
+        return []
+
     def _feed_image(self, request: Request, now: float) -> list[Effect]:
         execution, plan = request.execution, request.plan
         if execution is None or plan is None:
@@ -143,7 +151,7 @@ class Runs:
             return [ev.Log("warning", text, key.request, key.model, plan.header.epoch)]
         transfer = Transfer(piece.tensor, piece.region, arrived, arrived, nbytes)
         request.meter.receives.append(transfer)
-        sends = execution.add(piece.tensor, Held(piece.region, piece.data))
+        sends = execution.add(piece.tensor, held(piece, execution.program))
         return self._send(request, sends, now) + self._maybe_conclude(request, now)
 
     def _maybe_conclude(self, request: Request, now: float) -> list[Effect]:
@@ -162,12 +170,21 @@ class Runs:
         for send in sends:
             spec = execution.program.tensors[send.part.tensor]
             nbytes = size(send.part.region) * itemsize(spec.dtype)
-            request.meter.sends.append(
-                Transfer(send.part.tensor, send.part.region, now, now, nbytes, send.to)
-            )
+            if send.coding == "plain":
+                request.meter.sends.append(
+                    Transfer(send.part.tensor, send.part.region, now, now, nbytes, send.to)
+                )
             pieces = execution.pieces(send.part)
             effects += [
-                ev.SendPiece(request.key, plan.digest, send.to, send.part.tensor, region, pieces)
+                ev.SendPiece(
+                    request.key,
+                    plan.digest,
+                    send.to,
+                    send.part.tensor,
+                    region,
+                    pieces,
+                    send.coding,
+                )
                 for region in chunked(send.part.region, itemsize(spec.dtype))
             ]
         return effects

@@ -73,6 +73,7 @@ def _setup(parsed: argparse.Namespace) -> Setup:
         rate=parsed.rate,
         strategy=parsed.strategy,
         objective=parsed.objective,
+        halos=parsed.halos,
         in_flight=parsed.in_flight,
         requests=parsed.requests,
     )
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--slowness", default="10", help="how many times slower each is: 5, or 1,1,2,4")
     add("--strategy", default="dpfp", help="how the model is split")
     add("--objective", default="latency", help="latency or throughput")
+    add("--halos", default="lossless", help="lossless, plain or half: how halos may travel")
     add("--in-flight", type=_positive, default=1, help="requests at a time, for throughput")
     add("--requests", type=_positive, default=8, help="requests that are measured")
     add("--json", action="store_true", help="figures for programs")

@@ -47,6 +47,7 @@ class Setup:
     rate: str = "1gbit"
     strategy: str = "dpfp"
     objective: str = "latency"
+    halos: str = "lossless"
     in_flight: int = 1
     requests: int = 10
 
@@ -137,7 +138,9 @@ def measure(setup: Setup, folder: Path) -> dict[str, Any]:
         HaloMQError: if the rig cannot be built, or a request fails.
     """
     check_possible()
-    subject = Subject.find(setup.model, strategy=setup.strategy, objective=setup.objective)
+    subject = Subject.find(
+        setup.model, strategy=setup.strategy, objective=setup.objective, halos=setup.halos
+    )
     put_in_stock(subject.packaged, folder)
     names = [f"device-{number + 1}" for number in range(len(setup.slowness))]
     with ExitStack() as stack:
@@ -267,6 +270,7 @@ def _report(sides: Sequence[Side], setup: Setup) -> dict[str, Any]:
         "rate": setup.rate,
         "strategy": setup.strategy,
         "objective": setup.objective,
+        "halos": setup.halos,
         "requests": setup.requests,
         "in_flight": setup.in_flight,
         "speedup": round(single / measured, 3),

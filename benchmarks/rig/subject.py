@@ -66,7 +66,7 @@ def _wishing(packaged: PackagedModel, wishes: dict[str, str]) -> PackagedModel:
         fields = msgspec.to_builtins(packaged.manifest) | wishes
         manifest = msgspec.convert(fields, Manifest)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"--strategy, --objective: {error}") from error
+        raise ConfigError(f"--strategy, --objective, --halos: {error}") from error
     content = encode_manifest(manifest)
     package = msgspec.structs.replace(packaged.package, manifest=blob_ref(content))
     blobs = {**packaged.blobs, package.manifest.digest: content}

@@ -25,7 +25,7 @@ DEFECTS = Path(models.__file__).parent / "defects.onnx"
 def block(*regions: Region) -> Block:
     """Return a block of which each device has one region."""
     tiles = {f"d{number}": [("t", region)] for number, region in enumerate(regions)}
-    return Block(0, ("Conv 'c'",), tuple(tiles), tiles, 0, 0.0, 0.0, 0.0, overlapped=False)
+    return Block(0, ("Conv 'c'",), tuple(tiles), tiles, 0, 0.0, 0.0, 0.0, False, frozenset())
 
 
 @pytest.mark.parametrize(
