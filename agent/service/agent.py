@@ -44,6 +44,8 @@ STATUS_EVERY_S = 15.0
 LEAVE_S = 30.0
 LINGER_S = 1.0
 LEAVING_TURN_S = 0.05
+# How many pieces may wait for the packer.
+MOST_PACKED = 64
 MAX_CONTENT_TYPE = 256
 MAX_TOPIC = 1024
 
@@ -277,7 +279,8 @@ class AgentService(Member):
     def _piece(self, piece: wire.Piece) -> None:
         arrived = ev.PieceArrived(piece, len(piece.data))
         program = self._programs.get(piece.plan)
-        if piece.coding == "plain" or program is None:
+        if piece.coding == "plain" or program is None or self._packer.waiting > MOST_PACKED:
+            # What is not unpacked here is where it is used.
             self._handle(arrived)
             return
         self._packer.submit(

@@ -30,6 +30,11 @@ class Executor:
         """Queue a job; its result, or `on_error(exception)`, is posted."""
         self._jobs.put((job, on_error))
 
+    @property
+    def waiting(self) -> int:
+        """How many jobs have not begun."""
+        return self._jobs.qsize()
+
     def busy_for(self) -> float:
         """Return how long the job under way has been running, in seconds; 0 when idle."""
         since = self._busy_since
