@@ -142,6 +142,9 @@ class Admission:
         plan = self._plans.active.get(model)
         return plan is not None and self._endings.answers(plan)
 
+    def _mine(self) -> list[Request]:
+        return [r for r in unanswered(self._requests.values()) if self._is_mine(r.key.model)]
+
     def _is_crowded(self, newcomer: Request) -> bool:
         known = [*self._requests.values(), newcomer]
         return not fits(known, BEYOND * self._bound, BEYOND * MAX_BYTES)
@@ -163,8 +166,8 @@ class Admission:
 
     def _make_room(self, newcomer: Request, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        while not fits(waiting := unanswered(self._requests.values()), self._bound, MAX_BYTES):
-            mine = [request for request in waiting if self._is_mine(request.key.model)]
+        # What others answer is theirs to turn away.
+        while not fits(mine := self._mine(), self._bound, MAX_BYTES):
             request, why = surplus(mine, newcomer)
             effects += self._turn_away(request, why, now)
             if request is newcomer:

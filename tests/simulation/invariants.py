@@ -149,11 +149,12 @@ class Referee:
         key = ev.RequestKey(event.model, event.request or "", event.input)
         if key in core._requests or key in core._unclaimed:
             asked.holders.append(agent)
-        plan = core._plans.active.get(event.model)
-        answers = plan is not None and plan.header.devices[0] == agent.name
+        active = core._plans.active.items()
+        mine = {model for model, plan in active if plan.header.devices[0] == agent.name}
+        waiting = [r for r in unanswered(core._requests.values()) if r.key.model in mine]
         bound = self._fleet.limits.max_in_flight
         is_new = key in core._requests and core._requests[key].arrived == agent.clock()
-        if answers and is_new and len(unanswered(core._requests.values())) > bound:
+        if event.model in mine and is_new and len(waiting) > bound:
             self.fail(f"{agent.name} takes {event.request} on, more than its bound")
 
     def result_seen(self, agent: Agent, key: ev.RequestKey) -> None:
