@@ -4,8 +4,8 @@ Rules: agents tell their status every 15 s, and one that was silent for `SILENT_
 the broker, restarted or cut off, never published its last will; an old will cannot hide a new
 birth, because a status counts for its own session only; a device that could not prepare a plan of
 a model is not planned with for `EXCLUDE_S`; one that was taken for dead and is heard again is held
-back for a while, longer each time; joins and changes count once the fleet was quiet for
-`SETTLE_S`.
+back for a while, longer each time, unless nobody else is left; joins and changes count once the
+fleet was quiet for `SETTLE_S`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ class Membership:
         suspect = self._suspects.get(device)
         if suspect is not None and suspect.session == session and suspect.returns_at is None:
             suspect.returns_at = now + suspect.hold_s
-            if self.settled_at is None:
+            if device not in self._held_back(now):
+                self.settle(now)
+            elif self.settled_at is None:
                 self.settled_at = self.next_return(now)
         return True
 
@@ -113,13 +115,19 @@ class Membership:
 
     def beating(self, devices: Iterable[str], now: float) -> list[str]:
         """Return which of `devices` are planned with and tell that they are alive."""
+        held = self._held_back(now)
         return [
             device
             for device in devices
-            if device in self._members
-            and self._members[device].beats
-            and not self._is_held_back(self._members[device], now)
+            if device in self._members and self._members[device].beats and device not in held
         ]
+
+    def _held_back(self, now: float) -> set[str]:
+        held = {d for d, member in self._members.items() if self._is_held_back(member, now)}
+        if len(held) < len(self._members):
+            return held
+        # Nobody else is left: whoever is heard again is better than no service.
+        return {device for device in held if self._suspects[device].returns_at is None}
 
     def _is_held_back(self, member: Member, now: float) -> bool:
         suspect = self._suspects.get(member.device)
@@ -152,11 +160,11 @@ class Membership:
 
     def candidates(self, model: str, now: float) -> tuple[Member, ...]:
         """Return the members that `model` can be planned with, ordered by id."""
+        held = self._held_back(now)
         return tuple(
             member
             for device, member in sorted(self._members.items())
-            if self._excluded.get((model, device), 0.0) <= now
-            and not self._is_held_back(member, now)
+            if self._excluded.get((model, device), 0.0) <= now and device not in held
         )
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from agent.coordinator.membership import CHANGED_RATIO, EXCLUDE_S, MAX_MEMBERS, Membership
+from agent.coordinator.membership import (
+    CHANGED_RATIO,
+    EXCLUDE_S,
+    MAX_MEMBERS,
+    SETTLE_S,
+    Membership,
+)
 from agent.wire.messages import Capacity, Health, Status
 
 CAPACITY = Capacity("cpu", 4, 4, 1 << 30, (), 1e9, 1e9, 1e-3, 1e7)
@@ -142,3 +148,19 @@ def test_only_so_many_devices_are_members() -> None:
     assert len(members._heard) <= 2 * MAX_MEMBERS
     assert not members.see(status("one-more"))
     assert members.see(status("ghost-1", "another life"))
+
+
+def test_where_nobody_else_is_left_a_suspect_that_is_heard_again_is_planned_with() -> None:
+    members = Membership()
+    members.see(status("a"))
+    members.see(status("b"))
+    members.suspect("a", 1.0)
+    members.heard_again("a", "1", 1.1)
+    assert present(members, 1.2) == [("b", "1")]
+    members.suspect("b", 1.2)
+    assert present(members, 1.3) == [("a", "1")]
+    members.suspect("a", 1.4)
+    assert present(members, 1.5) == []
+    assert members.heard_again("b", "1", 1.6)
+    assert members.has_settled(1.6 + SETTLE_S)
+    assert present(members, 1.7) == [("b", "1")]
