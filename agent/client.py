@@ -286,18 +286,32 @@ class Client:
         report: Callable[[str, float], None],
         source: TransferService | None,
     ) -> PlanHeader | None:
-        coordinator = self._coordinator()
-        inbox = self._topics.inbox(self.name)
-        self._link.subscribe(inbox)
-        self._link.publish(self._topics.inbox(coordinator), wire.encode_json(message))
+        coordinators = self._coordinators()
+        inbox, statuses = self._topics.inbox(self.name), self._topics.status("+")
+        self._link.subscribe(inbox, statuses)
+        asked: str | None = None
+
+        def news() -> Any:
+            for told in self._drain(statuses):
+                status = _tolerant(told.payload, wire.Status)
+                if status is not None and status.role == "coordinator":
+                    coordinators[status.device] = status
+            leader = wire.leader_of(coordinators.values())
+            return leader if leader not in (None, asked) else self._take(inbox)
+
         while True:
-            payload = self._wait(lambda: self._take(inbox), DEPLOY_SILENCE_S)
-            if payload is None:
+            told = self._wait(news, DEPLOY_SILENCE_S)
+            if told is None:
                 raise FleetError(
-                    f"coordinator {coordinator} has not finished within {DEPLOY_SILENCE_S:g} s; "
-                    "are there agents? See `halomq devices`"
+                    f"coordinator {asked or 'none'} has not finished within "
+                    f"{DEPLOY_SILENCE_S:g} s; are there agents? See `halomq devices`"
                 )
-            progress = _tolerant(payload, wire.Control)
+            if isinstance(told, str):
+                # The first to be asked, or the one that leads in the place of one that is gone.
+                asked = told
+                self._link.publish(self._topics.inbox(asked), wire.encode_json(message))
+                continue
+            progress = _tolerant(told, wire.Control)
             if isinstance(progress, wire.Want) and source is not None:
                 source.take(progress)
             if not isinstance(progress, wire.Progress) or progress.reference != reference:
@@ -311,11 +325,11 @@ class Client:
             raise FleetError(f"the coordinator refuses: {progress.text}")
         return progress.plan
 
-    def _coordinator(self) -> str:
-        for status in self.devices():
-            if status.role == "coordinator" and status.state == "online":
-                return status.device
-        raise FleetError("no coordinator is online; start `halomq coordinator` on one device")
+    def _coordinators(self) -> dict[str, Status]:
+        found = {s.device: s for s in self.devices() if s.role == "coordinator"}
+        if not any(status.state == "online" for status in found.values()):
+            raise FleetError("no coordinator is online; start `halomq coordinator` on one device")
+        return found
 
     def _retained(self, topic: str, kind: Any, wait_s: float) -> list[Any]:
         self._link.subscribe(topic)

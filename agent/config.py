@@ -208,6 +208,26 @@ class DrillConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     ] = False
 
 
+class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who plans, and who takes over."""
+
+    standby: Annotated[
+        bool,
+        Meta(
+            description="an agent keeps a coordinator beside it, `standby-<device>`, which takes "
+            "over where the leading one is gone (docs/reliability.md)"
+        ),
+    ] = False
+    priority: Annotated[
+        int,
+        Meta(
+            ge=-1000,
+            le=1000,
+            description="of several coordinators, the one with the highest takes over first",
+        ),
+    ] = 0
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings of one process."""
 
@@ -233,6 +253,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     requests: RequestConfig = field(default_factory=RequestConfig)
     planning: PlanningConfig = field(default_factory=PlanningConfig)
     drill: DrillConfig = field(default_factory=DrillConfig)
+    coordinator: CoordinatorConfig = field(default_factory=CoordinatorConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +323,8 @@ def load_config(
 def _build(values: Mapping[str, object]) -> Config:
     """Return the structs of checked values, if they make sense together."""
     sections: dict[str, dict[str, Any]] = {
-        name: {} for name in ("broker", "runtime", "store", "requests", "planning", "drill")
+        name: {}
+        for name in ("broker", "runtime", "store", "requests", "planning", "drill", "coordinator")
     }
     top: dict[str, Any] = {}
     for name, value in values.items():
@@ -325,6 +347,7 @@ def _build(values: Mapping[str, object]) -> Config:
         requests=RequestConfig(**sections["requests"]),
         planning=PlanningConfig(**sections["planning"]),
         drill=DrillConfig(**sections["drill"]),
+        coordinator=CoordinatorConfig(**sections["coordinator"]),
     )
     has_password = broker.password is not None or broker.password_file is not None
     if has_password and broker.username is None:

@@ -32,7 +32,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 INSTALLED = "/etc/mosquitto/halomq"
-ROLES = ("agent", "coordinator", "client")
+ROLES = ("agent", "standby", "coordinator", "client")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 # What the broker has no business with.

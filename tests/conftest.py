@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-USERS = {"pi-1": "agent", "pi-2": "agent", "coordinator": "coordinator", "alice": "client"}
+USERS = {"pi-1": "agent", "pi-2": "standby", "coordinator": "coordinator", "alice": "client"}
 
 
 @dataclass(frozen=True)

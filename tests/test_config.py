@@ -253,7 +253,7 @@ def test_the_example_file_holds(tmp_path: Path) -> None:
         if isinstance(table, dict)
         for name, value in table.items()
     }
-    examples = {"broker.tls"}
+    examples = {"broker.tls", "coordinator.standby"}
     for name in shown.keys() & defaults.keys() - examples:
         value = shown[name]
         text = ", ".join(value) if isinstance(value, list) else str(value)

@@ -419,5 +419,5 @@ def test_c12_a_model_that_cannot_be_planned_does_not_replace_the_one_that_is_ser
     effects = boss.do(cev.ComputeFailed(newer, frozenset("ab"), "Loop is not supported"))
     assert [p.ok for p in progress(effects) if p.reference == "2" and p.done] == [False]
     (saved,) = only(cev.Persist, effects)
-    assert [package for package, _ in saved.deployments] == [PACKAGE]
+    assert [record.package for record in saved.records] == [PACKAGE]
     assert offers(boss.do(computed("ab"))) == []  # the plan that is served is still the right one

@@ -6,11 +6,11 @@ import os
 import signal
 from functools import partial
 
-from agent.cli.options import configured
+from agent.cli.options import COORDINATOR, STANDBY, configured
 from agent.config import Config
 
 
-@partial(configured, device=True)
+@partial(configured, device=True, more=STANDBY | COORDINATOR)
 def agent(config: Config) -> None:
     """Serve as one device of the fleet until told to stop (SIGTERM).
 

@@ -34,7 +34,11 @@ def devices(as_json: Json = False, *, config: Config) -> None:
     console.print(_devices_table([s for s in statuses if s.role == "agent"]))
     for status in statuses:
         if status.role == "coordinator":
-            console.print(f"coordinator {status.device}: {status.state}")
+            part = "leads" if status.term else "on standby"
+            state = part if status.state == "online" else status.state
+            console.print(f"coordinator {status.device}: {state}")
+            if status.held:
+                console.print(f"  held back, for they come and go: {', '.join(status.held)}")
             for model in status.models:
                 listed = ", ".join(model.devices) or "no device"
                 console.print(f"  {model.name}: {model.state}, epoch {model.epoch}, on {listed}")

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
@@ -15,7 +16,7 @@ import typer
 from agent.errors import HaloMQError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from agent.wire.manifest import Halos, Objective, Strategy
 
@@ -73,11 +74,26 @@ _DEVICE: dict[str, tuple[Any, str, str]] = {
     "runtime.threads": (int | None, "--threads", "Threads for onnxruntime; 0: all cores."),
     "runtime.memory_limit_mb": (int | None, "--memory-limit-mb", "Memory a plan may use here."),
 }
+STANDBY: dict[str, tuple[Any, str, str]] = {
+    "coordinator.standby": (
+        bool | None,
+        "--standby/--no-standby",
+        "Keep a coordinator here too, which takes over where the leading one is gone.",
+    ),
+}
+COORDINATOR: dict[str, tuple[Any, str, str]] = {
+    "coordinator.priority": (int | None, "--priority", "The highest one takes over first."),
+}
 
 
-def configured(command: Callable[..., None], *, device: bool = False) -> Callable[..., None]:
-    """Give a command the options of a connection; it gets the resulting `config`."""
-    options = _CONNECTION | (_DEVICE if device else {})
+def configured(
+    command: Callable[..., None],
+    *,
+    device: bool = False,
+    more: Mapping[str, tuple[Any, str, str]] = MappingProxyType({}),
+) -> Callable[..., None]:
+    """Give a command the options of a connection, and `more`; it gets the resulting `config`."""
+    options = _CONNECTION | (_DEVICE if device else {}) | dict(more)
     names = {setting: setting.replace(".", "_") for setting in options}
 
     @functools.wraps(command)

@@ -28,10 +28,11 @@ class Calibration:
 
     def __init__(self, saved: Mapping[str, Figures]) -> None:
         self.probes: BlobRef | None = None
-        self._timings = {d: f.timings for d, f in saved.items() if f.timings is not None}
+        self._timings: dict[str, Timings] = {}
         # How many times as long as the timings say: what is planned with, and what the plan has.
-        self._factors = {d: f.factor for d, f in saved.items()}
-        self._planned = dict(self._factors)
+        self._factors: dict[str, float] = {}
+        self._planned: dict[str, float] = {}
+        self.hear(saved)
         self._asked: dict[str, str] = {}
         self._making = False
         self.until: float | None = None
@@ -39,6 +40,12 @@ class Calibration:
         self.measured: tuple[str, ...] = ()
         self._drifts: dict[str, Drift] = {}
         self._pause = Pause()
+
+    def hear(self, saved: Mapping[str, Figures]) -> None:
+        """Take figures of another life, or another coordinator's."""
+        self._timings |= {d: f.timings for d, f in saved.items() if f.timings is not None}
+        self._factors |= {d: f.factor for d, f in saved.items()}
+        self._planned = dict(self._factors)
 
     def figures(self, members: Iterable[Member]) -> dict[str, Figures]:
         """Return what is known of each of `members`."""

@@ -29,6 +29,10 @@ class Clients:
         self._planning = planning
         self._deploys: dict[str, Deploy] = {}
 
+    def rest(self) -> None:
+        """Leave all wishes to another coordinator: clients ask it again."""
+        self._deploys.clear()
+
     def deploy_asked(self, event: ev.DeployAsked, _now: float) -> list[Effect]:
         """Fetch a model's blobs from the client first."""
         deploy = event.deploy
@@ -66,6 +70,7 @@ class Clients:
         old = self._catalog.get(name)
         client = (deploy.sender, deploy.reference)
         if old is not None and old.package == deploy.package:
+            self._catalog.lacking.discard(name)
             old.waiting = [*(c for c in old.waiting if c != client), client][-MAX_WAITING:]
             if old.state == "serving" and old.current:
                 return conclude(old, "serving already", old.current)
@@ -74,12 +79,12 @@ class Clients:
         deployment = Deployment(deploy.package, self._catalog.retired.pop(name, 0))
         effects: list[Effect] = []
         if old is not None:
-            deployment.epoch, deployment.current = old.epoch, old.current
+            deployment.succeed(old)
             deployment.previous = old if old.plan is not None else old.previous
             effects = refuse_all(old, "another model was deployed under this name")
         deployment.waiting.append(client)
         self._catalog.put(deployment)
-        return [*effects, self._catalog.persist(), *self._planning.replan(deployment, now)]
+        return [*effects, *self._catalog.persist(), *self._planning.replan(deployment, now)]
 
     def remove_asked(self, event: ev.RemoveAsked, _now: float) -> list[Effect]:
         """Have a model served no more."""
@@ -89,13 +94,14 @@ class Clients:
         done = Progress(remove.reference, "removed", done=True)
         if deployment is None and known:
             # A plan from before this coordinator lost its disk.
-            return [ev.Withdraw(remove.name), ev.Tell(remove.sender, done)]
+            told = self._catalog.persist()
+            return [ev.Withdraw(remove.name), *told, ev.Tell(remove.sender, done)]
         if deployment is None:
             return refuse(remove.sender, remove.reference, "no such model", remove.name)
         return [
             *refuse_all(deployment, f"{remove.sender} removed the model"),
             ev.Withdraw(remove.name),
-            self._catalog.persist(),
+            *self._catalog.persist(),
             ev.Tell(remove.sender, done),
             ev.Log("info", f"removed by {remove.sender}", remove.name),
         ]

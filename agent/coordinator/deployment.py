@@ -10,8 +10,10 @@ from agent.coordinator.calibration import Calibration
 from agent.coordinator.readiness import Readiness
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent.coordinator.events import ComputedPlan, Fleet, Member
-    from agent.wire.messages import PlanHeader
+    from agent.wire.messages import PlanHeader, Status
     from agent.wire.model import ModelPackage
 
 
@@ -52,3 +54,23 @@ class Deployment:
     refining: bool = False
     readiness: Readiness = field(default_factory=Readiness)
     losses_at: float = 0.0
+
+    def announced_elsewhere(
+        self, header: PlanHeader, sessions: Mapping[str, str], now: float
+    ) -> None:
+        """Take a plan that another coordinator announced, or this one's earlier life."""
+        self.current = header
+        self.sessions = {d: sessions[d] for d in header.devices if d in sessions}
+        self.joined |= dict.fromkeys(header.joined, now)
+
+    def heard(self, status: Status) -> None:
+        """Note which life of a device serves the plan, if nobody knows that better."""
+        current, device = self.current, status.device
+        known = current is None or device not in current.devices or device in self.sessions
+        if current is not None and not known and status.plans.get(current.model) == current.epoch:
+            self.sessions[device] = status.session
+
+    def succeed(self, old: Deployment) -> None:
+        """Take the place of another model of the same name, whose plan still serves."""
+        self.epoch, self.current = old.epoch, old.current
+        self.sessions, self.joined = old.sessions, old.joined

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Capacity,
         Control,
         Deploy,
+        Deployed,
         ModelState,
         PlanHeader,
         Prepared,
@@ -76,6 +77,13 @@ class HeaderSeen:
     """A retained plan header: another coordinator's, or one from an earlier life."""
 
     header: PlanHeader
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSeen:
+    """The retained record of a deployment: the leader's, or one from an earlier reign."""
+
+    record: Deployed
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +185,8 @@ class BeatSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class Reconnected:
-    """The connection to the broker is back; what the broker had retained may be lost."""
+class Connected:
+    """There is a connection to the broker, perhaps again; what it had retained may be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +197,7 @@ class Tick:
 Event = (
     StatusSeen
     | HeaderSeen
+    | RecordSeen
     | DeployAsked
     | RemoveAsked
     | Fetched
@@ -202,7 +211,7 @@ Event = (
     | PreparedSeen
     | ReadySeen
     | BeatSeen
-    | Reconnected
+    | Connected
     | Tick
 )
 
@@ -264,18 +273,29 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """Save the deployments, their newest epochs and figures by model and device; pin blobs."""
+    """Save what is known of deployments, and pin the blobs that they need."""
 
-    deployments: tuple[tuple[ModelPackage, int], ...]
+    records: tuple[Deployed, ...]
     blobs: frozenset[str]
-    figures: dict[str, dict[str, Figures]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Publish the record of a deployment, retained."""
+
+    record: Deployed
 
 
 @dataclass(frozen=True, slots=True)
 class Show:
-    """Refresh the coordinator's retained status."""
+    """Refresh the coordinator's retained status; `term` is 0 on standby.
+
+    `held` are the devices that are held back from plans because they come and go.
+    """
 
     models: tuple[ModelState, ...]
+    term: int
+    held: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,4 +308,6 @@ class Log:
     epoch: int | None = None
 
 
-Effect = Fetch | ComputePlan | MakeProbes | Tell | Announce | Withdraw | Persist | Show | Log
+Effect = (
+    Fetch | ComputePlan | MakeProbes | Tell | Announce | Withdraw | Persist | Record | Show | Log
+)

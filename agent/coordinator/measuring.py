@@ -42,7 +42,7 @@ class Measuring:
         if calibration.probes is None or not devices:
             return []
         ask = Calibrate(package.name, self._name, self._name, calibration.probes, self._budget_s)
-        return [self._catalog.persist(), *(ev.Tell(device, ask) for device in devices)]
+        return [*self._catalog.persist(), *(ev.Tell(device, ask) for device in devices)]
 
     def made(self, deployment: Deployment, probes: BlobRef, now: float) -> list[Effect]:
         """Take a model's probes."""

@@ -3,9 +3,9 @@
 Rules: agents tell their status every 15 s, and one that was silent for `SILENT_S` is gone even if
 the broker, restarted or cut off, never published its last will; an old will cannot hide a new
 birth, because a status counts for its own session only; a device that could not prepare a plan of
-a model is not planned with for `EXCLUDE_S`; one that was taken for dead and is heard again is held
-back for a while, longer each time, unless nobody else is left; joins and changes count once the
-fleet was quiet for `SETTLE_S`.
+a model is not planned with for `EXCLUDE_S`; one that was taken for dead and is heard again, or one
+that comes and goes, is held back for a while, longer each time, unless nobody else is left; joins
+and changes count once the fleet was quiet for `SETTLE_S`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.coordinator.events import Member
-from agent.wire.messages import runtime_of
+from agent.coordinator.flapping import Flapping
+from agent.wire.messages import life_of, runtime_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,13 +52,19 @@ class Membership:
     def __init__(self) -> None:
         self._members: dict[str, Member] = {}
         self._heard: dict[str, float] = {}
+        self._plans: dict[str, dict[str, int]] = {}
         self._excluded: dict[tuple[str, str], float] = {}
         self._suspects: dict[str, _Suspect] = {}
+        self._flapping = Flapping()
         self.settled_at: float | None = None
 
     def settle(self, now: float) -> None:
         """Wait anew for the fleet to be quiet."""
         self.settled_at = now + SETTLE_S
+
+    def settle_at_once(self, now: float) -> None:
+        """Have plans looked at now."""
+        self.settled_at = now
 
     def has_settled(self, now: float) -> bool:
         """Tell, once, that plans are to be looked at again."""
@@ -66,7 +73,7 @@ class Membership:
         self.settled_at = self.next_return(now)
         return True
 
-    def see(self, status: Status) -> bool:
+    def see(self, status: Status, now: float) -> bool:
         """Take a status; return whether plans must be looked at again."""
         before = self._members.get(status.device)
         if status.role != "agent":
@@ -74,6 +81,7 @@ class Membership:
         if status.state == "offline" or status.capacity is None:
             if before is not None and status.ends(before.session):
                 del self._members[status.device]
+                self._flapping.went(status.device, now)
                 return True
             return False
         if before is None and len(self._members) >= MAX_MEMBERS:
@@ -82,14 +90,27 @@ class Membership:
         member = Member(status.device, status.session, status.capacity, runtime, status.beats)
         if before is not None and before.session == status.session and _alike(before, member):
             return False
+        # What the broker forgot is no fault of the device.
+        is_known = before is not None and life_of(before.session) == life_of(status.session)
+        if before is not None and not is_known:
+            self._flapping.went(status.device, now)
+        if not is_known:
+            self._flapping.came(status.device, now)
         self._members[status.device] = member
         return True
 
-    def hear(self, device: str, now: float) -> None:
+    def hear(self, status: Status, now: float) -> None:
         """Note that a device told its status at time `now`."""
-        self._heard[device] = now
+        self._heard[status.device] = now
+        self._plans[status.device] = status.plans
         if len(self._heard) > 2 * MAX_MEMBERS:
-            self._heard = {d: at for d, at in self._heard.items() if d in (*self._members, device)}
+            known = {*self._members, status.device}
+            self._heard = {d: at for d, at in self._heard.items() if d in known}
+            self._plans = {d: plans for d, plans in self._plans.items() if d in known}
+
+    def serve(self, model: str, epoch: int, devices: Iterable[str]) -> bool:
+        """Tell whether all of `devices` say that they serve this plan of a model."""
+        return all(self._plans.get(device, {}).get(model) == epoch for device in devices)
 
     def heard_again(self, device: str, session: str, now: float) -> bool:
         """Note a sign of life; return whether it is of a member's present life."""
@@ -144,6 +165,7 @@ class Membership:
         silent = [d for d in self._members if now - self._heard.get(d, now) > SILENT_S]
         for device in silent:
             del self._members[device]
+            self._flapping.went(device, now)
         return silent
 
     def exclude(self, model: str, device: str, now: float) -> None:
@@ -154,18 +176,30 @@ class Membership:
 
     def next_return(self, now: float) -> float | None:
         """Return when the next device that is held back may be planned with again."""
-        times = [*self._excluded.values()]
+        times = [*self._excluded.values(), self._flapping.next_return(now) or 0.0]
         times += [s.returns_at for s in self._suspects.values() if s.returns_at is not None]
         return min((until for until in times if until > now), default=None)
 
+    def sessions(self) -> dict[str, str]:
+        """Return the session of each member."""
+        return {device: member.session for device, member in self._members.items()}
+
+    def held(self, now: float) -> dict[str, float]:
+        """Return the members that are held back because they come and go, and for how long."""
+        seconds = {device: self._flapping.holds(device, now) for device in sorted(self._members)}
+        return {device: left for device, left in seconds.items() if left > 0.0}
+
     def candidates(self, model: str, now: float) -> tuple[Member, ...]:
         """Return the members that `model` can be planned with, ordered by id."""
-        held = self._held_back(now)
-        return tuple(
+        silent = self._held_back(now)
+        able = tuple(
             member
             for device, member in sorted(self._members.items())
-            if self._excluded.get((model, device), 0.0) <= now and device not in held
+            if self._excluded.get((model, device), 0.0) <= now and device not in silent
         )
+        held = self.held(now)
+        # Better one that comes and goes than none.
+        return tuple(member for member in able if member.device not in held) or able
 
 
 def _alike(old: Member, new: Member) -> bool:

@@ -9,7 +9,7 @@ from agent.wire.messages import PlanHeader, Prepare, Standby
 from agent.wire.program import BlobRef, plan_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from agent.coordinator.deployment import Deployment
     from agent.coordinator.events import ComputedPlan, Effect
@@ -20,16 +20,13 @@ PREPARE_S = 120.0
 JOINED_S = 30.0
 
 
-def is_unchanged(
-    deployment: Deployment, plan: ComputedPlan, sessions: Mapping[str, str], coordinator: str
-) -> bool:
+def is_unchanged(deployment: Deployment, plan: ComputedPlan, sessions: Mapping[str, str]) -> bool:
     """Tell whether the announced plan is `plan`, and still loaded by the same lives."""
     current, before = deployment.current, deployment.sessions
     return (
         current is not None
         and current.programs == plan.programs
         and current.manifest == deployment.package.manifest
-        and current.source == coordinator
         and all(before.get(d, sessions[d]) == sessions[d] for d in plan.devices)
     )
 
@@ -42,11 +39,11 @@ def offer(
     now: float,
 ) -> PlanHeader:
     """Make `plan` the offer of a deployment under a new epoch; return its header."""
-    current, before = deployment.current, deployment.sessions
+    current = deployment.current
     stayed = {
         device
         for device in (current.devices if current else ())
-        if device in sessions and before.get(device, sessions[device]) == sessions[device]
+        if device in sessions and deployment.sessions.get(device) == sessions[device]
     }
     # Whoever was offered a plan watches requests from then on, announced or not.
     watched = deployment.epoch > 0
@@ -80,12 +77,23 @@ def _joined(
     return tuple(d for d in devices if d in deployment.joined)
 
 
-def take_back(deployment: Deployment) -> list[Effect]:
-    """Return what frees devices of offers that were given up since the plan that serves."""
+def take_back(deployment: Deployment, devices: Iterable[str]) -> list[Effect]:
+    """Return what frees devices of offers that were given up since the plan that serves.
+
+    `devices` are all that are there: one that was offered a plan may be held back by now.
+    """
     current = deployment.current
-    if current is None or deployment.offered or deployment.epoch == current.epoch:
+    if current is None or deployment.epoch == current.epoch:
         return []
-    return [ev.Tell(device, Prepare(current)) for device in sorted(deployment.planned)]
+    return decline(deployment, devices)
+
+
+def decline(deployment: Deployment, devices: Iterable[str]) -> list[Effect]:
+    """Return what has devices give up whatever was offered beside the plan that serves."""
+    current = deployment.current
+    if current is None or deployment.offered:
+        return []
+    return [ev.Tell(device, Prepare(current)) for device in sorted(devices)]
 
 
 def standbys(deployment: Deployment, plan: ComputedPlan, coordinator: str) -> list[Effect]:

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 from agent.coordinator import events as ev
 from agent.coordinator.hysteresis import is_misleading, worth_switching
 from agent.coordinator.offers import REMIND_S, is_unchanged, offer, standbys, take_back
+from agent.coordinator.readiness import Readiness
 from agent.coordinator.telling import conclude, refuse_all, report
 from agent.wire.messages import Prepare
 
 CALM_S = 2.0
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent.coordinator.catalog import Catalog
     from agent.coordinator.deployment import Deployment
     from agent.coordinator.events import ComputedPlan, Effect, Member
@@ -39,6 +42,19 @@ class Planning:
         self._catalog = catalog
         self._measuring = measuring
 
+    def rest(self, deployment: Deployment) -> None:
+        """Leave a deployment to another coordinator; whatever comes of it is looked at anew."""
+        deployment.offered = None
+        deployment.awaited.clear()
+        deployment.refining = False
+        deployment.after_loss.clear()
+        deployment.losses_at = 0.0
+        deployment.readiness = Readiness()
+        deployment.to_compute.clear()
+        deployment.waiting.clear()
+        deployment.planned = {}
+        deployment.state = "on standby"
+
     # Computing -----------------------------------------------------------------------------
 
     def replan(self, deployment: Deployment, now: float) -> list[Effect]:
@@ -50,6 +66,9 @@ class Planning:
         if not members:
             deployment.state = "waiting for devices"
             deployment.planned = {}
+            return []
+        if deployment.package.name in self._catalog.lacking:
+            deployment.state = "fetching the model"
             return []
         known = {device: deployment.planned.get(device) for device in fleet}
         same = all(known[member.device] == member for member in members)
@@ -111,10 +130,10 @@ class Planning:
         if deployment.previous is not None:
             self._catalog.put(deployment.previous)
             persist = self._catalog.persist()
-            return [*effects, persist, *self.replan(deployment.previous, now)]
+            return [*effects, *persist, *self.replan(deployment.previous, now)]
         if deployment.current is None and deployment.epoch == 0:
-            del self._catalog.deployments[name]
-            effects.append(self._catalog.persist())
+            self._catalog.remove(name)
+            effects += self._catalog.persist()
         return effects
 
     def _compute(
@@ -146,7 +165,7 @@ class Planning:
         deployment.calibration.weighed(members)
         text = f"no better plan: {plan.predicted_ms:.1f} ms instead of {before:.1f} ms"
         losses = self._prepare_losses(deployment, header, now)
-        return [ev.Log("info", text, name), self._catalog.persist(), *losses]
+        return [ev.Log("info", text, name), *self._catalog.persist(), *losses]
 
     # Offering and announcing ---------------------------------------------------------------
 
@@ -163,22 +182,33 @@ class Planning:
         deployment.planned = {member.device: member for member in members}
         deployment.calibration.switched(members)
         current = deployment.current
-        if current is not None and is_unchanged(deployment, plan, sessions, self._name):
+        if current is not None and self._is_unchanged(deployment, plan, sessions):
             serve = self._serve(deployment, current, now, announce=False)
-            return [*take_back(deployment), *serve]
+            return [*take_back(deployment, self._members.sessions()), *serve]
         header = offer(deployment, plan, sessions, self._name, now)
         if deployment.readiness.has(plan, sessions):
             # Requests in flight come first.
             deployment.losses_at = now + CALM_S
             serve = self._serve(deployment, header, now, announce=True)
-            return [*serve, self._catalog.persist()]
+            return [*serve, *self._catalog.persist()]
         text = f"preparing on {', '.join(plan.devices)}"
         return [
             ev.Log("info", text, header.model, header.epoch),
-            self._catalog.persist(),
+            *self._catalog.persist(),
             *report(deployment, text),
             *(ev.Tell(device, Prepare(header)) for device in plan.devices),
         ]
+
+    def _is_unchanged(
+        self, deployment: Deployment, plan: ComputedPlan, sessions: Mapping[str, str]
+    ) -> bool:
+        current = deployment.current
+        if current is None or not is_unchanged(deployment, plan, sessions):
+            return False
+        # Another coordinator's plan, which nobody may be able to fetch any more, can stay if all
+        # of its devices serve it.
+        mine = current.source == self._name
+        return mine or self._members.serve(current.model, current.epoch, current.devices)
 
     def remind(self, deployment: Deployment, header: PlanHeader, now: float) -> list[Effect]:
         """Offer again to those that have not prepared; plan without them after too long."""
@@ -279,4 +309,4 @@ class Planning:
                 return [self._compute(deployment, rest)]
         if deployment.plan is None or deployment.state != "serving":
             return []
-        return [self._catalog.persist(), *standbys(deployment, deployment.plan, self._name)]
+        return [*self._catalog.persist(), *standbys(deployment, deployment.plan, self._name)]

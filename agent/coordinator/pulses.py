@@ -74,7 +74,8 @@ class Pulses:
             heart.take(beat, now)
         for model in beat.waits:
             wait = self._waits.get(model)
-            if wait is None or now - wait.last > PAUSE_S:
+            # Whoever had nothing to do a moment ago knows that no request was stuck.
+            if wait is None or beat.first or now - wait.last > PAUSE_S:
                 wait = self._waits[model] = _Wait(now, now)
             wait.last = now
 

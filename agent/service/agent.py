@@ -26,6 +26,7 @@ from agent.service.member import Member
 from agent.service.outbox import Outbox
 from agent.service.pacing import Pacer
 from agent.service.probes import ProbeJobs
+from agent.service.standby import StandbyProcess
 from agent.service.transfer import FetchBroken, FetchDone
 from agent.wire import messages as wire
 from agent.wire.clients import client_of
@@ -95,6 +96,7 @@ class AgentService(Member):
         self._epochs: dict[str, int] = {}
         self._status_at = 0.0
         self._leaving_since: float | None = None
+        self._standby = StandbyProcess(config) if config.coordinator.standby else None
 
     # The member's calls --------------------------------------------------------------------
 
@@ -171,6 +173,8 @@ class AgentService(Member):
         if self.link.connected and now >= self._status_at:
             self._tell_status()
         if self._leaving_since is None:
+            if self._standby is not None:
+                self._standby.keep(now)
             return self._core.next_timer()
         waited = now - self._leaving_since
         idle = self._core.in_flight == 0
@@ -181,6 +185,8 @@ class AgentService(Member):
     def leaving(self) -> None:
         """Take no new plans, and end once what is in flight is finished or handed over."""
         self._leaving_since = monotonic()
+        if self._standby is not None:
+            self._standby.stop()
         self._handle(ev.LeaveAsked())
 
     def received(self, address: Address, message: Received) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from agent.errors import WireError
 
 if TYPE_CHECKING:
-    from agent.wire.messages import PlanHeader, Status
+    from agent.wire.messages import Deployed, PlanHeader, Status
 
 
 def check_status(status: Status, device: str) -> Status:
@@ -19,6 +19,18 @@ def check_status(status: Status, device: str) -> Status:
     if status.device != device:
         raise WireError(f"a status in the name of {status.device}")
     return status
+
+
+def check_record(record: Deployed, model: str) -> Deployed:
+    """Return the record of what is deployed as `model`.
+
+    Raises:
+        WireError: if it names another model.
+    """
+    named = record.model if record.package is None else record.package.name
+    if {record.model, named} != {model}:
+        raise WireError(f"a deployment of {named}")
+    return record
 
 
 def check_header(header: PlanHeader, model: str) -> PlanHeader:

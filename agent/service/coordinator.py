@@ -12,18 +12,17 @@ from agent.adapters.store import BlobStore
 from agent.coordinator import CoordinatorCore
 from agent.coordinator import events as ev
 from agent.errors import WireError, reason_of
-from agent.service.checks import check_header, check_status
+from agent.service.checks import check_header, check_record, check_status
 from agent.service.loop import monotonic
 from agent.service.member import Member
 from agent.service.planning import compute_plan, make_probes
 from agent.service.transfer import FetchBroken, FetchDone, FetchProgress
 from agent.wire import messages as wire
-from agent.wire.calibration import Figures
-from agent.wire.model import ModelPackage
 from agent.wire.topics import Address, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from agent.adapters.mqtt import Received
     from agent.config import Config
@@ -31,16 +30,10 @@ if TYPE_CHECKING:
 STATE_FILE = "deployments.json"
 
 
-class SavedDeployment(msgspec.Struct, frozen=True):
-    """A deployment as it is kept on disk."""
-
-    package: ModelPackage
-    epoch: int
-    figures: dict[str, Figures] = {}
-
-
 class CoordinatorService(Member):
-    """Plans and deploys as `name` until `leave` is called; the plans go on being served.
+    """Leads, or stands by to lead, as `name` until `leave` is called; plans go on being served.
+
+    Its blobs and what it knows of deployments are kept in `folder`.
 
     Raises:
         HaloMQError: if the data directory cannot be used.
@@ -48,39 +41,46 @@ class CoordinatorService(Member):
 
     role = "coordinator"
 
-    def __init__(self, name: str, config: Config, environment: Mapping[str, str]) -> None:
-        folder = config.data_dir / "coordinator"
+    def __init__(
+        self, name: str, folder: Path, config: Config, environment: Mapping[str, str]
+    ) -> None:
         store = BlobStore(folder / "blobs", config.store.limit_mb << 20)
         super().__init__(name, config, store, environment)
         self._file = folder / STATE_FILE
-        saved = self._saved()
         self._core = CoordinatorCore(
             name,
-            [(item.package, item.epoch) for item in saved],
+            self.session,
+            self._saved(),
             monotonic(),
-            figures={item.package.name: item.figures for item in saved},
+            priority=config.coordinator.priority,
             budget_s=config.planning.calibration_s,
         )
         self._planner = self.executor("planner")
-        self._models: tuple[wire.ModelState, ...] = ()
+        self._shown = ev.Show((), 0)
 
     # The member's calls --------------------------------------------------------------------
 
     def details(self) -> dict[str, Any]:
-        """Return what is deployed, and how far each model is."""
-        return {"models": self._models}
+        """Return whether this coordinator leads, what is deployed, and how far each model is."""
+        shown = self._shown
+        return {
+            "models": shown.models,
+            "term": shown.term,
+            "held": shown.held,
+            "priority": self.config.coordinator.priority,
+        }
 
     def forgotten(self) -> None:
         """What a coordinator has to know is retained, or told again by agents and clients."""
 
     def connected(self, *, first: bool) -> None:
-        """Subscribe to the inbox, all statuses and all plans."""
+        """Subscribe to the inbox, all statuses, plans and deployments."""
         if first:
             topics = self.topics
-            self.link.subscribe(topics.inbox(self.name), topics.status("+"), topics.plan("+"))
+            shared = (topics.status("+"), topics.plan("+"), topics.deployment("+"))
+            self.link.subscribe(topics.inbox(self.name), *shared)
             self.link.subscribe(topics.beat("+"), qos=0)
-        else:
-            self._handle(ev.Reconnected())
+        self._handle(ev.Connected())
         self.publish_status()
         self.notifier.ready()
 
@@ -99,7 +99,7 @@ class CoordinatorService(Member):
     def turn(self, now: float) -> float | None:
         """Do what is due: settling, reminders, announcements."""
         due = self._core.next_timer()
-        if self.link.connected and due is not None and now >= due:
+        if self.link.connected and now >= due:
             self._handle(ev.Tick())
         # Without a connection nothing can be done about what is due: no need to wake for it.
         return self._core.next_timer() if self.link.connected else None
@@ -109,7 +109,7 @@ class CoordinatorService(Member):
         self.loop.stop()
 
     def received(self, address: Address, message: Received) -> None:
-        """Take a status, a plan's header or a control message."""
+        """Take a status, a plan's header, a deployment's record or a control message."""
         match address.kind:
             case Kind.STATUS if message.payload:
                 status = wire.decode_json(message.payload, wire.Status)
@@ -121,6 +121,9 @@ class CoordinatorService(Member):
                 beat = wire.decode_json(message.payload, wire.Beat)
                 if beat.device == address.subject:
                     self._handle(ev.BeatSeen(beat))
+            case Kind.DEPLOYMENT if message.payload:
+                record = wire.decode_json(message.payload, wire.Deployed)
+                self._handle(ev.RecordSeen(check_record(record, address.subject)))
             case Kind.INBOX:
                 self._control(wire.decode_json(message.payload, wire.Control))
 
@@ -156,6 +159,7 @@ class CoordinatorService(Member):
             ev.Announce: self._announce,
             ev.Withdraw: lambda e: self.publish(self.topics.plan(e.model), b"", retain=True),
             ev.Persist: self._persist,
+            ev.Record: self._record,
             ev.Show: self._show,
             ev.Log: self._log,
         }
@@ -195,33 +199,35 @@ class CoordinatorService(Member):
 
     def _persist(self, effect: ev.Persist) -> None:
         self.store.pin(effect.blobs)
-        saved = [
-            SavedDeployment(package, epoch, effect.figures.get(package.name, {}))
-            for package, epoch in effect.deployments
-        ]
         partial = self._file.with_suffix(".tmp")
         with partial.open("wb") as file:
-            file.write(msgspec.json.encode(saved))
+            file.write(msgspec.json.encode(effect.records))
             file.flush()
             # A power cut must not leave an empty file in the place of the deployments.
             os.fsync(file.fileno())
         partial.replace(self._file)
 
-    def _saved(self) -> list[SavedDeployment]:
+    def _record(self, effect: ev.Record) -> None:
+        record = effect.record
+        payload = wire.encode_json(record)
+        self.publish(self.topics.deployment(record.model), payload, retain=True)
+
+    def _saved(self) -> list[wire.Deployed]:
         if not self._file.exists():
             return []
         try:
-            saved = msgspec.json.decode(self._file.read_bytes(), type=list[SavedDeployment])
+            saved = msgspec.json.decode(self._file.read_bytes(), type=list[wire.Deployed])
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             aside = self._file.with_suffix(".damaged")
             self._file.replace(aside)
             log("error", f"{self._file} cannot be read ({error}), it is {aside} now; deploy again")
             return []
-        self.store.pin({digest for item in saved for digest in item.package.blobs()})
+        packages = [record.package for record in saved if record.package is not None]
+        self.store.pin({digest for package in packages for digest in package.blobs()})
         return saved
 
     def _show(self, effect: ev.Show) -> None:
-        self._models = effect.models
+        self._shown = effect
         self.publish_status()
 
     def _log(self, effect: ev.Log) -> None:

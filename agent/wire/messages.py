@@ -13,13 +13,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 from agent.errors import WireError
-from agent.wire.calibration import Timings
+from agent.wire.calibration import Figures, Timings
 from agent.wire.model import ModelName, ModelPackage
 from agent.wire.program import BlobRef, Box, Coding, Digest, Extent, Index
 from agent.wire.tensors import TensorMessage, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 CHUNK_BYTES = 512 * 1024
 # What broker_config/ allows: a request of 8 MiB and what is around it.
@@ -37,6 +37,7 @@ Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Epoch = Annotated[int, Meta(ge=0, lt=1 << 53)]
 Positive = Annotated[float, Meta(ge=0.0, le=1e18)]
 Ratio = Annotated[float, Meta(ge=1e-3, le=1e3)]
+Term = Annotated[int, Meta(ge=0, le=1 << 53)]
 
 
 class Capacity(Struct, frozen=True):
@@ -92,7 +93,9 @@ class Status(Struct, frozen=True):
     Behind a dot `session` counts how often the broker has forgotten what was meant for the device.
     `drift` says how many times as long as predicted the steps of a model in `plans` take here,
     `drills` whether clients may have the agent fail, `supervised` whether systemd runs it, `beats`
-    whether it tells with each `Beat` that it is alive while it has requests.
+    whether it tells with each `Beat` that it is alive while it has requests. `term` is that of a
+    coordinator which leads, 0 on standby; the one with the highest `priority` takes over first.
+    `held` are the devices that it holds back from plans, because they come and go.
     """
 
     device: DeviceId
@@ -108,6 +111,9 @@ class Status(Struct, frozen=True):
     supervised: bool = False
     beats: bool = False
     models: tuple[ModelState, ...] = ()
+    term: Term = 0
+    priority: int = 0
+    held: tuple[DeviceId, ...] = ()
 
     def ends(self, session: str) -> bool:
         """Tell whether this is the end of the life that `session` is of."""
@@ -125,6 +131,27 @@ class Beat(Struct, frozen=True):
     session: Text
     waits: tuple[ModelName, ...] = ()
     first: bool = False
+
+
+class Deployed(Struct, frozen=True):
+    """Retained on a model's deployment topic, for coordinators: what is deployed under its name.
+
+    Without a `package` the model was removed. `term` is that of the reign in which this was said;
+    `coordinator` serves the package's blobs; `figures` are those of the newest plan, by device.
+    """
+
+    model: ModelName
+    package: ModelPackage | None
+    epoch: Index
+    term: Term = 0
+    coordinator: DeviceId | None = None
+    figures: dict[DeviceId, Figures] = {}
+
+
+def leader_of(statuses: Iterable[Status]) -> str | None:
+    """Return the coordinator that leads, of all that these statuses tell of; None without one."""
+    reigns = [(s.term, s.device) for s in statuses if s.state == "online" and s.term > 0]
+    return max(reigns)[1] if reigns else None
 
 
 class PlanHeader(Struct, frozen=True):

@@ -22,6 +22,7 @@ class Kind(Enum):
     DRILL = "drill"
     BEAT = "beat"
     PLAN = "plan"
+    DEPLOYMENT = "deployment"
     INFER = "infer"
     RESULT = "result"
     TRACE = "trace"
@@ -85,6 +86,10 @@ class Topics:
         """The retained JSON header of a model's current plan."""
         return f"{self.root}/model/{model}/plan"
 
+    def deployment(self, model: str) -> str:
+        """The retained JSON record of what is deployed as a model, for coordinators."""
+        return f"{self.root}/model/{model}/deployment"
+
     def infer(self, model: str, request: str | None = None, *, tensors: bool = False) -> str:
         """Requests: pictures or tensors; without an id the answering device gives one.
 
@@ -140,6 +145,6 @@ class Topics:
 
 _PLAIN = {
     "device": ("status", "inbox", "halo", "echo", "drill", "beat"),
-    "model": ("plan", "infer"),
+    "model": ("plan", "deployment", "infer"),
 }
 _PER_REQUEST = ("infer", "result", "trace")

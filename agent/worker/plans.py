@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 # Longer than a coordinator waits for the others of a plan.
 LAPSE_S = 150.0
+MAX_NEWEST = 4096
 MAX_MODELS = 256
 
 
@@ -80,6 +81,7 @@ class Plans:
         self._pending: dict[str, Plan] = {}
         self.spares = Spares(device, session)
         self.removed: set[str] = set()
+        self._newest: dict[str, tuple[int, str]] = {}
 
     @property
     def preparing(self) -> bool:
@@ -112,9 +114,10 @@ class Plans:
         return [effect for model in lapsed for effect in self._give_up(model)]
 
     def _withdraw(self, header: PlanHeader) -> list[Effect]:
-        # A coordinator's last word counts: what it offered before, and gave up, may be newer.
+        # The last word counts: what was offered before, and given up, may be newer. Its coordinator
+        # may be gone, and the one that leads now not know of it.
         plan = self._pending.get(header.model)
-        if plan is None or plan.announced or plan.header.coordinator != header.coordinator:
+        if plan is None or plan.announced:
             return []
         given_up = plan.digest != header.digest and plan.header.order >= header.order
         return self._give_up(header.model) if given_up else []
@@ -124,7 +127,7 @@ class Plans:
         for plan in known:
             if plan is not None and plan.header.digest == header.digest:
                 return self._again(plan, announced=announced)
-        if any(plan is not None and plan.header.order >= header.order for plan in known):
+        if self._is_old(header, announced=announced):
             return [_log("info", "ignored an older plan", header)]
         if not self.watches(header.model) and not self._has_room():
             return [_log("warning", "ignored a plan: more models than a device serves", header)]
@@ -148,6 +151,17 @@ class Plans:
         blobs = {ref.digest: ref.nbytes for ref in (program, header.manifest)}
         effects.append(Fetch(f"{header.digest}/program", blobs, header.source))
         return effects if watched else [Watch(header.model), *effects]
+
+    def _is_old(self, header: PlanHeader, *, announced: bool) -> bool:
+        known = (self.active.get(header.model), self._pending.get(header.model))
+        if any(plan is not None and plan.header.order >= header.order for plan in known):
+            return True
+        # A broker may come back with old news, to a device that the newest plan leaves out too.
+        if announced and header.order < self._newest.get(header.model, header.order):
+            return True
+        if announced and (header.model in self._newest or len(self._newest) < MAX_NEWEST):
+            self._newest[header.model] = header.order
+        return False
 
     def keep_ready(self, standby: Standby) -> list[Effect]:
         """Fetch blobs for the plan after a loss, and watch requests: it may have to answer them."""
@@ -200,6 +214,7 @@ class Plans:
 
     def remove(self, model: str) -> list[Effect]:
         """Forget a model that is no longer deployed; its results are watched until `ended`."""
+        self._newest.pop(model, None)
         if self.watches(model):
             self.removed.add(model)
         effects = self.spares.remove(model)

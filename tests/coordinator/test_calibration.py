@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.coordinator import CoordinatorCore
 from agent.coordinator import events as ev
 from agent.coordinator.calibration import PATIENCE_S
 from agent.coordinator.core import BUDGET_S
@@ -169,7 +168,7 @@ def test_what_is_known_outlives_the_coordinator() -> None:
     boss.do(computed("abc"))
     saved = only(ev.Persist, boss.done)[-1]
     again = Boss()
-    again.core = CoordinatorCore("boss", saved.deployments, 0.0, figures=saved.figures)
+    again.lead(saved.records)
     again.online("a", "b")
     (compute,) = only(ev.ComputePlan, again.later(SETTLE_S))
     assert compute.figures == {d: Figures(timings()) for d in "ab"}
@@ -185,7 +184,7 @@ def test_figures_of_other_probes_are_worth_nothing() -> None:
 
 def test_nobody_is_asked_where_there_is_no_budget() -> None:
     boss = Boss()
-    boss.core = CoordinatorCore("boss", (), 0.0, budget_s=0.0)
+    boss.lead(budget_s=0.0)
     boss.online("a")
     boss.deploy()
     boss.later(SETTLE_S)
@@ -211,7 +210,7 @@ def drive(boss: Boss, ratios: Sequence[float], epoch: int = 2, device: str = "a"
     """Let a device tell drifts, a status each; return how often a plan was weighed."""
     plans = 0
     for ratio in ratios:
-        boss.now += STATUS_S
+        boss.later(STATUS_S)
         boss.online("b")
         effects = boss.do(
             ev.StatusSeen(

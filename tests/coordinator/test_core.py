@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent.coordinator import CoordinatorCore
+from agent.coordinator import CoordinatorCore, flapping, leadership
 from agent.coordinator import events as ev
 from agent.coordinator.catalog import MAX_EPOCH, MAX_RETIRED
 from agent.coordinator.clients import MAX_DEPLOYS, MAX_WAITING
-from agent.coordinator.core import RETAINED_S
+from agent.coordinator.core import BUDGET_S, RETAINED_S
+from agent.coordinator.leadership import LISTEN_S
 from agent.coordinator.membership import EXCLUDE_S, FIRST_HOLD_S, SETTLE_S, SILENT_S
 from agent.coordinator.offers import PREPARE_S, REMIND_S
 from agent.coordinator.planning import CALM_S
@@ -19,6 +20,7 @@ from agent.wire.messages import (
     Beat,
     Capacity,
     Deploy,
+    Deployed,
     ModelState,
     PlanHeader,
     Prepare,
@@ -33,7 +35,7 @@ from agent.wire.model import ModelPackage
 from tests.builders import digest_of, only, ref
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 CAPACITY = Capacity("cpu", 4, 4, 1 << 30, (), 1e9, 1e9, 1e-3, 1e7)
 PACKAGE = ModelPackage("m", ref("graph"), (), ref("manifest"))
@@ -59,10 +61,20 @@ def computed(
 class Boss:
     """A coordinator core; the events that tests need most have methods of their own."""
 
-    def __init__(self, *deployments: tuple[ModelPackage, int]) -> None:
+    def __init__(self, *saved: tuple[ModelPackage, int]) -> None:
         self.now = 0.0
-        self.core = CoordinatorCore("boss", deployments, self.now)
+        self.lead([Deployed(package.name, package, epoch) for package, epoch in saved])
+
+    def lead(self, saved: Sequence[Deployed] = (), budget_s: float = BUDGET_S) -> None:
+        """Begin a life: nobody else leads, so this coordinator does, and has settled."""
         self.done: list[ev.Effect] = []
+        self.core = CoordinatorCore("boss", "1", saved, self.now - LISTEN_S, budget_s=budget_s)
+        own = Status("boss", "1", "online", "coordinator")
+        found: list[ev.Event] = [ev.Fetched(f"deployed/{record.model}") for record in saved]
+        for event in (ev.Connected(), *found, ev.StatusSeen(own)):
+            self.core.handle(event, self.now - LISTEN_S)
+        self.core.handle(ev.Tick(), self.now)
+        self.core.handle(ev.Tick(), self.now)
 
     def do(self, event: ev.Event) -> list[ev.Effect]:
         effects = self.core.handle(event, self.now)
@@ -84,8 +96,13 @@ class Boss:
         return self.do(ev.StatusSeen(Status(device, session, "offline")))
 
     def later(self, seconds: float) -> list[ev.Effect]:
-        self.now += seconds
-        return self.do(ev.Tick())
+        """Let time pass, as it does: with a tick for each beat."""
+        until = self.now + seconds
+        effects: list[ev.Effect] = []
+        while self.now < until:
+            self.now = min(until, self.now + leadership.BEAT_S)
+            effects += self.do(ev.Tick())
+        return effects
 
     def deploy(self, package: ModelPackage = PACKAGE, reference: str = "1") -> list[ev.Effect]:
         effects = self.do(ev.DeployAsked(Deploy("alice", reference, package)))
@@ -200,7 +217,7 @@ def test_the_epoch_is_saved_before_a_plan_is_offered() -> None:
     kinds = [type(effect) for effect in effects]
     assert kinds.index(ev.Persist) < kinds.index(ev.Tell)
     (persist,) = only(ev.Persist, effects)
-    assert persist.deployments == ((PACKAGE, 1),)
+    assert persist.records == (Deployed("m", PACKAGE, 1, 1, "boss"),)
     plan = computed("a").plan
     wanted = {*PACKAGE.blobs(), plan.programs["a"].digest, *plan.blobs["a"]}
     assert persist.blobs >= wanted
@@ -246,7 +263,7 @@ def test_a_model_that_cannot_be_planned_is_refused_and_forgotten() -> None:
     effects = boss.do(ev.ComputeFailed(PACKAGE, frozenset("a"), "Loop is not supported"))
     (last,) = progress(effects)
     assert (last.done, last.ok, last.text) == (True, False, "Loop is not supported")
-    assert only(ev.Persist, effects)[-1].deployments == ()
+    assert only(ev.Persist, effects)[-1].records == (Deployed("m", None, 0, 1, "boss"),)
     assert only(ev.Show, effects)[-1].models == ()
 
 
@@ -320,7 +337,7 @@ def test_a_plan_for_a_loss_that_cannot_be_made_is_passed_over() -> None:
     boss = serving("a", "b", spare=False)
     effects = boss.do(ev.ComputeFailed(PACKAGE, frozenset("b"), "too large"))
     assert computes(effects) == [["a"]]
-    assert boss.core.handle(ev.Tick(), 100.0) == []
+    assert computes(boss.later(100.0)) == []
 
 
 def test_a_device_lost_while_it_prepares_is_planned_for_at_once() -> None:
@@ -418,7 +435,7 @@ def test_statuses_of_coordinators_are_ignored() -> None:
     for state in ("online", "offline"):
         status = Status("b", "1", "online", role="coordinator", capacity=CAPACITY)
         assert boss.do(ev.StatusSeen(msgspec.structs.replace(status, state=state))) == []
-    assert boss.core.next_timer() is None
+    assert computes(boss.later(SETTLE_S)) == []
 
 
 def test_an_old_will_does_not_remove_a_new_birth() -> None:
@@ -444,7 +461,6 @@ def test_a_device_that_cannot_prepare_is_held_back_and_tried_again() -> None:
     assert announced(boss.prepared("a", 1)) == []
     boss.serve("a")
     boss.later(SETTLE_S)
-    assert boss.core.next_timer() == EXCLUDE_S
     assert computes(boss.later(EXCLUDE_S - boss.now - 0.1)) == []
     assert computes(boss.later(0.1)) == [["a", "b"]]
 
@@ -462,19 +478,12 @@ def preparing() -> Boss:
 
 def test_a_device_that_prepares_is_reminded() -> None:
     boss = preparing()
-    assert boss.core.next_timer() == boss.now + REMIND_S
     for _ in range(3):
-        assert tells(boss.later(REMIND_S)) == [("b", Prepare(offers(boss.done)[0]))]
-        assert boss.core.next_timer() == boss.now + REMIND_S
+        assert tells(boss.later(REMIND_S - 0.1)) == []
+        assert tells(boss.later(0.1)) == [("b", Prepare(offers(boss.done)[0]))]
     assert len(offers(boss.done)) == 1
     assert announced(boss.prepared("b", 1)) == offers(boss.done)
-    assert boss.later(REMIND_S) == []
-
-
-def test_a_device_that_is_held_back_wakes_the_coordinator_when_it_may_return() -> None:
-    boss = preparing()
-    boss.prepared("b", 1, "out of memory")
-    assert boss.core.next_timer() == boss.now + EXCLUDE_S
+    assert tells(boss.later(REMIND_S)) == []
 
 
 def test_a_device_that_prepares_for_too_long_is_held_back() -> None:
@@ -492,16 +501,38 @@ def test_a_device_that_prepares_for_too_long_is_held_back() -> None:
 
 
 def test_after_a_tick_no_timer_is_due() -> None:
-    boss = Boss((PACKAGE, 3))
-    assert boss.core.next_timer() == SETTLE_S
-    for _ in range(4):
-        due = boss.core.next_timer()
-        if due is None:
-            break
-        boss.later(due - boss.now)
-        after = boss.core.next_timer()
-        assert after is None or after > boss.now
-    assert boss.core.next_timer() is None
+    boss = preparing()
+    boss.do(ev.Connected())
+    for _ in range(50):
+        boss.now = max(boss.now, boss.core.next_timer())
+        boss.do(ev.Tick())
+        assert boss.core.next_timer() > boss.now
+    assert boss.now > REMIND_S
+
+
+def test_a_device_that_comes_and_goes_is_held_back_for_a_while() -> None:
+    boss = serving("a", "b")
+    for _ in range(flapping.FREE + 1):
+        boss.offline("b")
+        boss.online("b")
+    assert only(ev.Show, boss.done)[-1].held == ("b",)
+    text = f"b comes and goes: held back for {flapping.FIRST_HOLD_S:.0f} s"
+    assert ("warning", text) in [(log.level, log.text) for log in only(ev.Log, boss.done)]
+    header = offers(boss.done)[-1]
+    assert announced(boss.prepared("a", header.epoch)) == [header]
+    assert header.devices == ("a",)
+    boss.done.clear()
+    assert computes(boss.later(flapping.FIRST_HOLD_S - 0.1)) == []
+    assert computes(boss.later(0.1)) == [["a", "b"]]
+    assert only(ev.Show, boss.done)[-1].held == ()
+
+
+def test_where_there_is_no_other_a_device_that_comes_and_goes_is_used() -> None:
+    boss = serving("a")
+    for _ in range(flapping.FREE + 2):
+        boss.offline("a")
+        boss.online("a")
+    assert computes(boss.done + boss.later(SETTLE_S))[-1] == ["a"]
 
 
 # Restart and epochs -----------------------------------------------------------------------------
@@ -659,7 +690,9 @@ def test_a_model_is_removed() -> None:
     boss = serving("a", "b")
     effects = boss.do(ev.RemoveAsked(Remove("alice", "9", "m")))
     assert only(ev.Withdraw, effects) == [ev.Withdraw("m")]
-    assert only(ev.Persist, effects) == [ev.Persist((), frozenset())]
+    gone = Deployed("m", None, 1, 1, "boss")
+    assert only(ev.Persist, effects) == [ev.Persist((gone,), frozenset())]
+    assert only(ev.Record, effects) == [ev.Record(gone)]
     assert [(p.reference, p.done, p.ok) for p in progress(effects)] == [("9", True, True)]
     assert only(ev.Show, effects)[-1].models == ()
     assert computes(boss.offline("b") + boss.later(SETTLE_S)) == []
@@ -692,7 +725,7 @@ def test_models_are_planned_independently() -> None:
 
 def test_a_plan_that_the_broker_lost_is_announced_again() -> None:
     boss = serving("a", "b")
-    boss.do(ev.Reconnected())
+    boss.do(ev.Connected())
     (header,) = announced(boss.later(RETAINED_S))
     assert header.epoch == 1
     assert announced(boss.later(RETAINED_S)) == []
@@ -700,23 +733,23 @@ def test_a_plan_that_the_broker_lost_is_announced_again() -> None:
 
 def test_a_plan_that_the_broker_kept_is_not_announced_again() -> None:
     boss = serving("a", "b")
-    boss.do(ev.Reconnected())
+    boss.do(ev.Connected())
     boss.do(ev.HeaderSeen(plan_of("a", "b", epoch=1)))
     assert announced(boss.later(RETAINED_S)) == []
 
 
 def test_another_coordinators_newer_plan_is_not_written_over() -> None:
     boss = serving("a", "b")
-    boss.do(ev.Reconnected())
+    boss.do(ev.Connected())
     boss.do(ev.HeaderSeen(plan_of("a", epoch=7, coordinator="other")))
     assert announced(boss.later(RETAINED_S)) == []
 
 
 def test_a_device_that_tells_nothing_for_long_is_planned_around() -> None:
     boss = serving("a", "b")
-    boss.now += SILENT_S - 1
+    boss.later(SILENT_S - 1)
     assert boss.online("a") == []
-    boss.now += 2
+    boss.later(2)
     boss.online("a")
     assert [header.devices for header in offers(boss.done)][-1] == ("a",)
 
@@ -724,7 +757,7 @@ def test_a_device_that_tells_nothing_for_long_is_planned_around() -> None:
 def test_the_coordinators_own_break_makes_no_device_silent() -> None:
     boss = serving("a", "b")
     boss.now += 2 * SILENT_S
-    boss.do(ev.Reconnected())
+    boss.do(ev.Connected())
     assert boss.online("a") == []
 
 

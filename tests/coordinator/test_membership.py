@@ -32,55 +32,55 @@ def present(members: Membership, now: float = 0.0) -> list[tuple[str, str]]:
 
 def test_devices_that_are_online_are_members_in_order() -> None:
     members = Membership()
-    assert members.see(status("b"))
-    assert members.see(status("a"))
+    assert members.see(status("b"), 0.0)
+    assert members.see(status("a"), 0.0)
     assert present(members) == [("a", "1"), ("b", "1")]
 
 
 def test_a_device_without_a_capacity_is_no_member_yet() -> None:
     members = Membership()
-    assert not members.see(status("a", capacity=None))
+    assert not members.see(status("a", capacity=None), 0.0)
     assert present(members) == []
 
 
 def test_a_coordinator_is_no_member() -> None:
     members = Membership()
-    assert not members.see(status("a", role="coordinator"))
-    members.see(status("b"))
-    assert not members.see(status("b", role="coordinator", state="offline"))
+    assert not members.see(status("a", role="coordinator"), 0.0)
+    members.see(status("b"), 0.0)
+    assert not members.see(status("b", role="coordinator", state="offline"), 0.0)
     assert present(members) == [("b", "1")]
 
 
 def test_a_last_will_removes_its_device() -> None:
     members = Membership()
-    members.see(status("a"))
-    assert members.see(status("a", state="offline", capacity=None))
+    members.see(status("a"), 0.0)
+    assert members.see(status("a", state="offline", capacity=None), 0.0)
     assert present(members) == []
-    assert not members.see(status("a", state="offline", capacity=None))
+    assert not members.see(status("a", state="offline", capacity=None), 0.0)
 
 
 def test_a_device_that_the_broker_has_forgotten_begins_a_new_life_with_its_old_will() -> None:
     members = Membership()
-    members.see(status("a", "1"))
-    assert members.see(status("a", "1.1"))
+    members.see(status("a", "1"), 0.0)
+    assert members.see(status("a", "1.1"), 0.0)
     assert present(members) == [("a", "1.1")]
-    assert not members.see(status("a", "11", state="offline", capacity=None))
-    assert members.see(status("a", "1", state="offline", capacity=None))
+    assert not members.see(status("a", "11", state="offline", capacity=None), 0.0)
+    assert members.see(status("a", "1", state="offline", capacity=None), 0.0)
     assert present(members) == []
 
 
 def test_an_old_will_does_not_remove_a_new_birth() -> None:
     members = Membership()
-    members.see(status("a", "1"))
-    assert members.see(status("a", "2"))
-    assert not members.see(status("a", "1", state="offline", capacity=None))
+    members.see(status("a", "1"), 0.0)
+    assert members.see(status("a", "2"), 0.0)
+    assert not members.see(status("a", "1", state="offline", capacity=None), 0.0)
     assert present(members) == [("a", "2")]
 
 
 def test_the_same_status_again_changes_nothing() -> None:
     members = Membership()
-    members.see(status("a"))
-    assert not members.see(status("a", plans={"m": 3}, health=Health(1.0, 1, 1)))
+    members.see(status("a"), 0.0)
+    assert not members.see(status("a", plans={"m": 3}, health=Health(1.0, 1, 1)), 0.0)
 
 
 @pytest.mark.parametrize("field", ["flops_per_s", "link_bytes_per_s"])
@@ -92,30 +92,30 @@ def test_noise_of_the_measurement_changes_nothing(field: str, *, up: bool) -> No
         return status("a", capacity=msgspec.structs.replace(CAPACITY, **{field: changed}))
 
     members = Membership()
-    members.see(status("a"))
-    assert not members.see(measured(CHANGED_RATIO - 0.01))
+    members.see(status("a"), 0.0)
+    assert not members.see(measured(CHANGED_RATIO - 0.01), 0.0)
     assert members.candidates("m", 0.0)[0].capacity == CAPACITY
-    assert members.see(measured(CHANGED_RATIO + 0.01))
+    assert members.see(measured(CHANGED_RATIO + 0.01), 0.0)
 
 
 def test_a_slow_drift_counts_from_what_plans_were_made_with() -> None:
     members = Membership()
-    members.see(status("a"))
-    assert not members.see(status("a", capacity=slower(1.4)))
-    assert members.see(status("a", capacity=slower(1.6)))
+    members.see(status("a"), 0.0)
+    assert not members.see(status("a", capacity=slower(1.4)), 0.0)
+    assert members.see(status("a", capacity=slower(1.6)), 0.0)
 
 
 def test_another_memory_limit_counts_at_once() -> None:
     members = Membership()
-    members.see(status("a"))
+    members.see(status("a"), 0.0)
     limited = msgspec.structs.replace(CAPACITY, memory_limit_bytes=1 << 20)
-    assert members.see(status("a", capacity=limited))
+    assert members.see(status("a", capacity=limited), 0.0)
 
 
 def test_a_device_that_is_held_back_returns_after_a_while() -> None:
     members = Membership()
-    members.see(status("a"))
-    members.see(status("b"))
+    members.see(status("a"), 0.0)
+    members.see(status("b"), 0.0)
     members.exclude("m", "a", 10.0)
     assert present(members, 10.0 + EXCLUDE_S - 0.1) == [("b", "1")]
     assert members.next_return(10.0) == 10.0 + EXCLUDE_S
@@ -125,7 +125,7 @@ def test_a_device_that_is_held_back_returns_after_a_while() -> None:
 
 def test_a_device_is_held_back_from_one_model_only() -> None:
     members = Membership()
-    members.see(status("a"))
+    members.see(status("a"), 0.0)
     members.exclude("other", "a", 0.0)
     assert present(members) == [("a", "1")]
     assert members.candidates("other", 0.0) == ()
@@ -142,18 +142,18 @@ def test_the_next_return_is_the_earliest() -> None:
 def test_only_so_many_devices_are_members() -> None:
     members = Membership()
     for number in range(3 * MAX_MEMBERS):
-        members.hear(f"ghost-{number}", 0.0)
-        members.see(status(f"ghost-{number}"))
+        members.hear(status(f"ghost-{number}"), 0.0)
+        members.see(status(f"ghost-{number}"), 0.0)
     assert len(present(members)) == MAX_MEMBERS
     assert len(members._heard) <= 2 * MAX_MEMBERS
-    assert not members.see(status("one-more"))
-    assert members.see(status("ghost-1", "another life"))
+    assert not members.see(status("one-more"), 0.0)
+    assert members.see(status("ghost-1", "another life"), 0.0)
 
 
 def test_where_nobody_else_is_left_a_suspect_that_is_heard_again_is_planned_with() -> None:
     members = Membership()
-    members.see(status("a"))
-    members.see(status("b"))
+    members.see(status("a"), 0.0)
+    members.see(status("b"), 0.0)
     members.suspect("a", 1.0)
     members.heard_again("a", "1", 1.1)
     assert present(members, 1.2) == [("b", "1")]

@@ -132,13 +132,16 @@ class Bus:
         patch(mock.patch.object(agents, "measure_capacity", return_value=capacity))
         self.user = self._link(USER, BrokerConfig())
         self.user.subscribe(self.topics.inbox(USER), self.topics.result("+", "+"))
-        self.boss = coordinators.CoordinatorService(BOSS, self._config(BOSS), {})
+        self.boss = coordinators.CoordinatorService(
+            BOSS, self._folder / BOSS / "coordinator", self._config(BOSS), {}
+        )
         self.agents = {d: agents.AgentService(self._config(d), {}) for d in self._devices}
         self.members: list[members.Member] = [self.boss, *self.agents.values()]
         self._loops = [loop for m in self.members for loop in (m.loop, m.transfer._loop)]
         for loop in self._loops:
             loop._link.events.append(Connected())
         self.settle(lambda: self._told() == len(self.members), "all have told their status")
+        self.settle(lambda: self.boss._core._leadership.leads, "the coordinator leads")
         return self
 
     def __exit__(self, *_: object) -> None:

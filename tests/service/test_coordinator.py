@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def coordinator(folder: Path) -> Iterator[CoordinatorService]:
-    service = CoordinatorService("boss", Config(data_dir=folder), {})
+    service = CoordinatorService("boss", folder, Config(data_dir=folder), {})
     try:
         yield service
     finally:
@@ -32,12 +32,11 @@ def coordinator(folder: Path) -> Iterator[CoordinatorService]:
 def test_a_damaged_file_of_deployments_is_put_aside(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = tmp_path / "coordinator" / STATE_FILE
-    file.parent.mkdir()
+    file = tmp_path / STATE_FILE
     file.write_bytes(content)
     for _ in range(2):
         with coordinator(tmp_path) as service:
-            assert service.details() == {"models": ()}
+            assert service.details()["models"] == ()
     assert not file.exists()
     assert file.with_suffix(".damaged").read_bytes() == content
     (line,) = caplog.messages

@@ -19,15 +19,15 @@ NAME = "user"
 
 
 class Client:
-    """A user with a connection; what it wants served is asked for until the coordinator agrees."""
+    """A user with a connection; what it wants served is asked for until the leader agrees."""
 
-    def __init__(self, fleet: Fleet, coordinator: str) -> None:
+    def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self.frozen = False
         self.link = Link(fleet.broker, self, NAME, None)
         self.wanted: dict[str, int | None] = {}
         self.agreed: dict[str, int | None] = {}
-        self._coordinator = coordinator
+        self._coordinators: dict[str, wire.Status] = {}
         self._references: dict[str, str] = {}
         self._count = 0
 
@@ -49,9 +49,9 @@ class Client:
         """See `Node.forgotten`."""
 
     def connected(self, *, first: bool) -> None:
-        """Listen for what the coordinator says."""
+        """Listen for what coordinators say."""
         if first:
-            self.link.subscribe(("inbox", NAME))
+            self.link.subscribe(("inbox", NAME), ("status", "+"))
 
     # Models --------------------------------------------------------------------------------
 
@@ -78,12 +78,16 @@ class Client:
         message: wire.Control = wire.Remove(NAME, reference, model)
         if version is not None:
             message = wire.Deploy(NAME, reference, compute.version(model, version).package)
-        self.link.publish(Message("inbox", self._coordinator, message, NAME))
-        self.fleet.world.after(RETRY_S, self._ask, model, reference)
+        leader = wire.leader_of(self._coordinators.values())
+        if leader is not None:
+            self.link.publish(Message("inbox", leader, message, NAME))
+        self.fleet.world.after(RETRY_S if leader else 1.0, self._ask, model, reference)
 
     def received(self, message: Message, again: bool) -> None:  # noqa: ARG002, FBT001
-        """Take the coordinator's word."""
+        """Take a coordinator's word."""
         progress = message.content
+        if isinstance(progress, wire.Status) and progress.role == "coordinator":
+            self._coordinators[progress.device] = progress
         if not isinstance(progress, wire.Progress) or not progress.done:
             return
         for model, reference in list(self._references.items()):

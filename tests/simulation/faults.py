@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from agent.service.agent import STATUS_EVERY_S
 from tests.simulation import compute
 from tests.simulation.broker import KEEPALIVE_S, NOTICED_S
-from tests.simulation.fleet import BOSS
 from tests.simulation.invariants import RECOVERY_S
 from tests.simulation.nodes import Agent
 
@@ -44,7 +43,7 @@ class Faults:
     def heal(self, *, dead: set[str]) -> None:
         """Undo everything that does not end by itself; `dead` stay so."""
         self._over, self._dead = True, dead
-        for name in [BOSS, *self.fleet.devices]:
+        for name in [*self.fleet.bosses, *self.fleet.devices]:
             if name not in dead:
                 self.fleet.start(name)
 
@@ -60,7 +59,7 @@ class Faults:
         self.fleet.touch(name)
 
     def _victim(self, *, coordinator: bool = False) -> Node | None:
-        names = [BOSS] if coordinator else self.fleet.devices
+        names = self.fleet.bosses if coordinator else self.fleet.devices
         nodes = [self.fleet.nodes[n] for n in names if n in self.fleet.nodes]
         able = [n for n in nodes if n.alive and not n.leaving and n.name not in self.fleet.struck]
         return self.random.choice(able) if able else None
@@ -84,7 +83,7 @@ class Faults:
             return
         self.world.tell(f"{name}: starts")
         self.fleet.start(name)
-        if wiped and name == BOSS:
+        if wiped and name in self.fleet.bosses:
             self.world.after(2.0, self.fleet.client.again)
 
     def _end(self, node: Node, *, unnoticed: bool) -> None:

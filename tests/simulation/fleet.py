@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.simulation.nodes import Node
     from tests.simulation.world import World
 
-BOSS = "boss"
+BOSSES = ("boss", "boss-2", "boss-0")
 STEADY_S = 5.0
 
 
@@ -28,31 +28,35 @@ class Limits:
 
 
 class Fleet:
-    """`devices` are the agents' names; none of them runs before `start`."""
+    """`devices` are the agents' names, `bosses` the coordinators'; none runs before `start`."""
 
-    def __init__(self, world: World, weather: Weather, devices: list[str], limits: Limits) -> None:
+    def __init__(
+        self,
+        world: World,
+        weather: Weather,
+        devices: list[str],
+        bosses: tuple[str, ...],
+        limits: Limits,
+    ) -> None:
         self.world = world
         self.weather = weather
         self.limits = limits
         self.devices = devices
+        self.bosses = bosses
         self.referee = Referee(self)
         self.broker = Broker(world, weather, self.referee.accepted, self._overflowed)
         self.nodes: dict[str, Node] = {}
         self.announced: dict[str, tuple[int, str]] = {}
-        self.client = Client(self, BOSS)
+        self.client = Client(self)
         self.struck: set[str] = set()
         self.silent: dict[str, frozenset[str]] = {}
         self._disks: dict[str, Disk] = {}
         self._touched: dict[str, float] = {}
         self._lives = 0
 
-    @property
-    def coordinator(self) -> Coordinator:
-        """The coordinator's present life."""
-        node = self.nodes[BOSS]
-        if not isinstance(node, Coordinator):
-            raise TypeError(BOSS)
-        return node
+    def coordinators(self) -> list[Coordinator]:
+        """The coordinators that run."""
+        return [n for n in self.nodes.values() if isinstance(n, Coordinator) and n.alive]
 
     def agents(self) -> list[Agent]:
         """The agents that run."""
@@ -66,7 +70,7 @@ class Fleet:
             return
         self._lives += 1
         disk = self._disks.setdefault(name, Disk())
-        kind = Coordinator if name == BOSS else Agent
+        kind = Coordinator if name in self.bosses else Agent
         node = self.nodes[name] = kind(self, name, disk, f"{name}-{self._lives}")
         self.touch(name)
         node.link.connect()
@@ -86,17 +90,17 @@ class Fleet:
 
     def fall_silent(self, name: str) -> None:
         """Note that a device is frozen or cut off, and of which models that is prepared for."""
-        boss = self.nodes.get(BOSS)
-        shown = boss.core._shown() if boss is not None else ()
+        leaders = [node for node in self.coordinators() if node.core._leadership.leads]
+        shown = [model for node in leaders for model in node.shown.models]
         ready = [m.name for m in shown if m.state == "serving" and name in m.covered]
-        self.silent[name] = frozenset(ready)
+        self.silent[name] = frozenset(ready if len(leaders) == 1 else ())
 
     def is_prepared(self, model: str) -> bool:
         """Whether one device is silent, its loss was prepared for, and all else is as it was."""
         if len(self.silent) != 1:
             return False
         ((name, covered),) = self.silent.items()
-        others = {BOSS, NAME, "models", *self.devices} - {name}
+        others = {*self.bosses, NAME, "models", *self.devices} - {name}
         alive = all(n.alive and not n.leaving for d, n in self.nodes.items() if d in others)
         return model in covered and alive and all(self.steady(other) for other in others)
 

@@ -37,6 +37,8 @@ LAST_RANK_S = STANDBY_RANK * RANK_DELAY_S
 STARTING_S = 8.0
 # A coordinator may be away for long when it is told.
 REMOVAL_S = 80.0
+MOST_JOINS = 3
+JOINS_WITHIN_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,10 @@ class Given:
 
 @dataclass(slots=True)
 class Asked:
-    """A request: what the client sent, what became of it, which agents' lives have it."""
+    """A request: what the client sent, what became of it, which agents' lives have it.
+
+    `heard` says whether any agent was connected when the broker accepted it.
+    """
 
     model: str
     name: str | None
@@ -62,6 +67,7 @@ class Asked:
     accepted: int = 0
     repeated: int = 0
     due: float = 0.0
+    heard: bool = False
     given: list[Given] = field(default_factory=list)
     codes: list[str] = field(default_factory=list)
     holders: list[Agent] = field(default_factory=list)
@@ -85,6 +91,9 @@ class Referee:
         self._statuses: dict[str, dict[str, str]] = {}
         self._seen: set[int] = set()
         self._keep: list[Message] = []
+        self._devices: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._announced_at: dict[str, float] = {}
+        self._joins: dict[tuple[str, str, str], list[float]] = {}
 
     # Faults --------------------------------------------------------------------------------
 
@@ -138,16 +147,28 @@ class Referee:
             asked.repeated += 1
         elif message.sender == "user":
             asked.accepted += 1
+            asked.heard |= self._is_heard(message.subject)
             asked.due = (message.expires_at or 0.0) + LAST_RANK_S + SLACK_S
             self._world.at(asked.due, self._check_due, asked)
             self._world.after(SOON_S, self._check_soon, asked)
+
+    def _is_heard(self, model: str) -> bool:
+        # Otherwise it lies in the broker's queues, and one device may be the only one to get it.
+        links = [agent.link for agent in self._fleet.agents() if model in agent.watched]
+        connections = [link.connection for link in links]
+        return any(c is not None and c.broker_open and not c.blocked for c in connections)
 
     def request_arrived(self, agent: Agent, event: ev.RequestArrived) -> None:
         """Note which life of an agent keeps a request."""
         asked = self.asked[event.input]
         core = agent.core
         key = ev.RequestKey(event.model, event.request or "", event.input)
-        if key in core._requests or key in core._unclaimed:
+        kept = [r for r in core._requests.values() if r.key.input == event.input]
+        kept += [r for r in core._unclaimed if r.key.input == event.input]
+        # A redelivered copy may be taken for the other one; one that got a name is no other.
+        is_sent = event.request == asked.name and not event.redelivered
+        is_new = is_sent or len(kept) > asked.holders.count(agent)
+        if is_new and (key in core._requests or key in core._unclaimed):
             asked.holders.append(agent)
         active = core._plans.active.items()
         mine = {model for model, plan in active if plan.header.devices[0] == agent.name}
@@ -203,8 +224,9 @@ class Referee:
                 self.fail(f"model removed, but it was not: {name}")
         elif code == "deadline":
             end = asked.at + asked.life_s
-            calm = self.calm(end - RECOVERY_S) and asked.at > self.jumped_at
-            if asked.picture is not None and calm and asked.life_s > 1.0:
+            calm = self.calm(end - RECOVERY_S) and asked.at > self.jumped_at and asked.heard
+            answered = any(given.ok for given in asked.given)
+            if asked.picture is not None and calm and asked.life_s > 1.0 and not answered:
                 self.fail(f"no result in time though nothing was wrong: {name}")
             if end - self._world.now > SLACK_S and self.calm(asked.at):
                 self.fail(f"the deadline of {name} has not passed")
@@ -215,7 +237,11 @@ class Referee:
         name = f"second answer to {answer.request} from {agent.name}"
         if (answer.request, answer.input) in self._known.get(agent.session, ()):
             self.fail(f"{name}, which has seen the first one")
-        if all(given.epoch == answer.epoch for given in asked.given) and self.calm(asked.at - 1):
+        if any(given.epoch != answer.epoch for given in asked.given):
+            return
+        # Where two plans meet, the first device of each may name the same request.
+        met = asked.name is None and asked.at < self._announced_at.get(answer.model, 0.0) + SLACK_S
+        if self.calm(asked.at - 1) and not met:
             self.fail(name)
 
     def _check_due(self, asked: Asked) -> None:
@@ -320,15 +346,29 @@ class Referee:
 
     def announcing(self, coordinator: Coordinator, header: PlanHeader) -> None:
         """Check that all devices of a plan had it, or its program, in this coordinator's life."""
+        self._check_joins(coordinator, header)
         retained = self._fleet.announced.get(header.model, (0, ""))
         if header.order <= retained:
             return
         self._fleet.announced[header.model] = header.order
+        self._announced_at[header.model] = self._world.now
         for device in header.devices:
             key = (coordinator.session, f"{device} {header.model}", header.epoch)
             ready = (coordinator.session, device, header.programs[device].digest)
             if key not in self._prepared and ready not in self._ready:
                 self.fail(f"epoch {header.epoch} is announced, but {device} has not prepared it")
+
+    def _check_joins(self, coordinator: Coordinator, header: PlanHeader) -> None:
+        key = (coordinator.session, header.model)
+        before = self._devices.get(key, header.devices)
+        self._devices[key] = header.devices
+        for device in set(header.devices) - set(before):
+            joins = self._joins.setdefault((*key, device), [])
+            joins.append(self._world.now)
+            recent = [at for at in joins if self._world.now - at < JOINS_WITHIN_S]
+            # Where there is no other device, one that comes and goes is better than none.
+            if len(recent) > MOST_JOINS and len(header.devices) > 1:
+                self.fail(f"{device}, which comes and goes, joins plans again and again")
 
     # The end -------------------------------------------------------------------------------
 
@@ -345,6 +385,15 @@ class Referee:
             asked = self.asked[fingerprint(content)]
             if not any(given.ok for given in asked.given):
                 self.fail(f"the fleet is whole again, but {asked.name} has no result")
+
+    def check_offers(self) -> None:
+        """Check that agents have given up what no coordinator offers any more."""
+        for agent in self._fleet.agents():
+            for model, plan in agent.core._plans._pending.items():
+                deployments = [node.core._catalog.get(model) for node in self._fleet.coordinators()]
+                offered = {d.offered.digest for d in deployments if d and d.offered}
+                if not plan.announced and plan.digest not in offered:
+                    self.fail(f"{agent.name} prepares a plan of {model} that was given up")
 
     def check_agent(self, agent: Agent) -> None:
         """Check that an agent that was quiet for long has nothing left over."""
@@ -376,8 +425,16 @@ class Referee:
             mine = {m: h.digest for m, h in retained.items() if agent.name in h.devices}
             if {m: p.digest for m, p in plans.items()} != mine:
                 self.fail(f"{agent.name} serves other plans than those announced")
-        core = fleet.coordinator.core
         there = {agent.name for agent in fleet.agents()}
-        for model, deployment in core._catalog.deployments.items():
+        leaders = [node for node in fleet.coordinators() if node.core._leadership.leads]
+        if len(leaders) != 1:
+            self.fail(f"{len(leaders)} coordinators lead")
+        for model, deployment in leaders[0].core._catalog.deployments.items():
             if deployment.planned.keys() != there:
                 self.fail(f"{model} is planned for {sorted(deployment.planned)}, not {there}")
+        for node in fleet.coordinators():
+            known = node.core._catalog
+            if known.deployments.keys() != served or known.lacking:
+                self.fail(
+                    f"{node.name} knows of {sorted(known.deployments)}, lacks {known.lacking}"
+                )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from agent.adapters.compute import gather
 from agent.coordinator import CoordinatorCore
@@ -38,13 +38,13 @@ class Disk:
 
     def __init__(self) -> None:
         self.blobs: set[str] = set()
-        self.saved: tuple[tuple[ModelPackage, int], ...] = ()
+        self.saved: tuple[wire.Deployed, ...] = ()
 
 
 class Node:
     """One life of a member `name`'s process; `offset` is what its clock is ahead of the world's."""
 
-    role = "agent"
+    role: Literal["agent", "coordinator"] = "agent"
     core: Any
 
     def __init__(self, fleet: Fleet, name: str, disk: Disk, session: str) -> None:
@@ -61,7 +61,7 @@ class Node:
         self._kernel: deque[Callable[[], None]] = deque()
         self._wake_at = NEVER
         self._fetches: dict[str, object] = {}
-        offline = wire.Status(name, session, "offline", self.role)  # type: ignore[arg-type]
+        offline = wire.Status(name, session, "offline", self.role)
         will = Message("status", name, offline, name, retain=True)
         self.link = Link(fleet.broker, self, name, will)
 
@@ -387,6 +387,8 @@ class Agent(Node):
                 self.world.note(f"{self.name}: {text} {request or ''}")
 
     def _send_piece(self, effect: ev.SendPiece) -> None:
+        if effect.plan not in self.programs:
+            self.fleet.referee.fail(f"{self.name} sends a piece of a plan that it has unloaded")
         dtype = self.programs[effect.plan].tensors[effect.tensor].dtype
         data = bytes_of(gather(effect.region, dtype, effect.pieces))
         key = effect.key
@@ -462,17 +464,16 @@ class Coordinator(Node):
 
     def __init__(self, fleet: Fleet, name: str, disk: Disk, session: str) -> None:
         super().__init__(fleet, name, disk, session)
-        self.core = CoordinatorCore(name, disk.saved, self.clock())
-        self._models: tuple[wire.ModelState, ...] = ()
+        self.core = CoordinatorCore(name, session, disk.saved, self.clock(), budget_s=0.0)
+        self.shown = co.Show((), 0)
         self._planner_free_at = 0.0
 
     def connected(self, *, first: bool) -> None:
         """See `CoordinatorService.connected`."""
         if first:
-            topics = (("inbox", self.name), ("status", "+"), ("plan", "+"), ("beat", "+"))
-            self.link.subscribe(*topics)
-        else:
-            self._handle(co.Reconnected())
+            shared = (("status", "+"), ("plan", "+"), ("deployment", "+"), ("beat", "+"))
+            self.link.subscribe(("inbox", self.name), *shared)
+        self._handle(co.Connected())
         self._publish_status()
         self.rouse()
 
@@ -505,6 +506,8 @@ class Coordinator(Node):
             case "beat":
                 self._handle(co.BeatSeen(content))
                 self.fleet.referee.suspected(self)
+            case "deployment" if content is not None:
+                self._handle(co.RecordSeen(content))
             case "inbox":
                 self._control(content)
 
@@ -544,20 +547,31 @@ class Coordinator(Node):
                 self.link.publish(Message("plan", header.model, header, self.name, retain=True))
             case co.Withdraw(model):
                 self.link.publish(Message("plan", model, None, self.name, retain=True))
-            case co.Persist(deployments):
-                self.disk.saved = deployments
-            case co.Show(models):
-                self._models = models
+            case co.Persist(records):
+                self.disk.saved = records
+            case co.Record(record):
+                self.link.publish(
+                    Message("deployment", record.model, record, self.name, retain=True)
+                )
+            case co.Show():
+                self.shown = effect
                 self._publish_status()
             case co.Log(level, text, model, epoch):
                 self.world.note(f"{self.name}: {text} {model or ''} {epoch or ''} {level}")
 
     def _planned(self, package: ModelPackage, members: tuple[co.Member, ...]) -> None:
+        if self._missing(package.blobs()):
+            fleet = frozenset(member.device for member in members)
+            self._handle(co.ComputeFailed(package, fleet, "the model's blobs are gone"))
+            return
         plan = compute.plan(package, members)
         self.disk.blobs |= {ref.digest for ref in plan.programs.values()}
         self.disk.blobs |= {digest for blobs in plan.blobs.values() for digest in blobs}
         self._handle(co.Computed(package, plan))
 
     def _publish_status(self) -> None:
-        status = wire.Status(self.name, self.session, "online", "coordinator", models=self._models)
+        shown = self.shown
+        status = wire.Status(
+            self.name, self.session, "online", self.role, models=shown.models, term=shown.term
+        )
         self.link.publish(Message("status", self.name, status, self.name, retain=True))

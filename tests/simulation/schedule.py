@@ -14,7 +14,7 @@ from tests.simulation.broker import Weather
 from tests.simulation.client import NAME
 from tests.simulation.crowd import Crowd
 from tests.simulation.faults import SILENCE_S, Faults
-from tests.simulation.fleet import BOSS, Fleet, Limits
+from tests.simulation.fleet import BOSSES, Fleet, Limits
 from tests.simulation.invariants import RECOVERY_S
 from tests.simulation.world import Violation, World
 
@@ -65,7 +65,8 @@ class Schedule:
         self.world = world
         random = world.random
         devices = [f"dev-{'abcd'[n]}" for n in range(random.choice((1, 2, 2, 3, 3, 4)))]
-        self.fleet = Fleet(world, _weather(random), devices, _limits(random))
+        bosses = BOSSES[: random.choice((1, 1, 2, 2, 3))]
+        self.fleet = Fleet(world, _weather(random), devices, bosses, _limits(random))
         self.models = compute.MODELS[: random.choice((1, 1, 1, 2))]
         self.faults = Faults(self.fleet)
         self._marks = 0
@@ -92,7 +93,7 @@ class Schedule:
 
     def _begin(self) -> None:
         world, fleet = self.world, self.fleet
-        for name in [BOSS, *fleet.devices]:
+        for name in [*fleet.bosses, *fleet.devices]:
             world.at(world.random.random(), fleet.start, name)
         fleet.client.link.connect()
         for model in self.models:
@@ -101,9 +102,15 @@ class Schedule:
 
     def _bury(self) -> set[str]:
         # With at least one working device, service goes on.
-        random, devices = self.world.random, self.fleet.devices
+        random, devices, bosses = self.world.random, self.fleet.devices, self.fleet.bosses
         count = random.choice((0, 0, 0, 1, 2))
         dead = set(random.sample(devices, min(count, len(devices) - 1)))
+        count = random.choice((0, 0, 1, 2))
+        buried = set(random.sample(bosses, min(count, len(bosses) - 1)))
+        dead |= buried
+        if buried:
+            # They may have been the only ones that had the newest model's blobs.
+            self.world.after(RECOVERY_S, self.fleet.client.again)
         for name in sorted(dead):
             self.world.tell(f"{name}: stays dead")
             if name in self.fleet.nodes and self.fleet.nodes[name].alive:
@@ -140,6 +147,7 @@ class Schedule:
                 world.run(world.now + 1.0)
         world.run(world.now + ANSWER_S)
         fleet.referee.check_results(contents)
+        fleet.referee.check_offers()
         if world.seed % CROWDED == 0 and served:
             Crowd(fleet, served[0]).play()
         world.run(world.now + QUIET_S)

@@ -163,6 +163,22 @@ def test_an_older_plan_is_ignored(older: PlanHeader, *, announced: bool) -> None
     assert plans.active["m"].header == current
 
 
+def test_old_news_of_a_broker_are_ignored_by_a_device_that_the_newest_plan_leaves_out() -> None:
+    plans, old = serving(5)
+    plans.offer(header(6, "b", "c"), announced=True)
+    assert plans.active == {}
+    (log,) = only(ev.Log, plans.offer(old, announced=True))
+    assert "older" in log.text
+    # What is offered is never old: its coordinator may have lost all that it knew.
+    assert only(ev.Fetch, plans.offer(old, announced=False)) != []
+
+
+def test_after_its_removal_a_model_may_begin_with_any_epoch() -> None:
+    plans, _ = serving(5)
+    plans.remove("m")
+    assert only(ev.Fetch, plans.offer(header(1), announced=True)) != []
+
+
 def test_a_plan_of_the_same_epoch_wins_by_its_coordinator() -> None:
     plans, _ = serving(5)
     newer = header(5, coordinator="chief")
@@ -171,9 +187,18 @@ def test_a_plan_of_the_same_epoch_wins_by_its_coordinator() -> None:
     assert plans.active["m"].header == newer
 
 
-def test_a_plan_older_than_the_one_that_is_prepared_is_ignored() -> None:
+def test_another_coordinators_offer_takes_the_place_of_one_that_may_be_given_up() -> None:
     plans, _ = serving(1)
-    plans.offer(header(3), announced=False)
+    old = header(3)
+    plans.offer(old, announced=False)
+    effects = plans.offer(header(2, coordinator="other"), announced=False)
+    assert ev.Unload(old.digest) in effects
+    assert [fetch.holder for fetch in only(ev.Fetch, effects)] == ["other"]
+
+
+def test_a_plan_older_than_one_that_is_announced_is_ignored() -> None:
+    plans, _ = serving(1)
+    plans.offer(header(3), announced=True)
     assert only(ev.Fetch, plans.offer(header(2, coordinator="other"), announced=False)) == []
 
 
