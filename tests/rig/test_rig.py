@@ -114,16 +114,20 @@ def _children(pid: int, count: int) -> Iterator[psutil.Process]:
     """Yield a rig's first `count` processes, once they run what they are to run."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
-        children = [
-            child
-            for child in psutil.Process(pid).children(recursive=True)
-            if {"agent", "-c"} & set(child.cmdline()) and child.name() != "setpriv"
-        ]
+        children = [c for c in psutil.Process(pid).children(recursive=True) if _serves(c)]
         if len(children) >= count:
             yield from children[:count]
             return
         time.sleep(0.05)
     raise AssertionError("the rig starts no fleet")
+
+
+def _serves(process: psutil.Process) -> bool:
+    try:
+        return bool({"agent", "-c"} & set(process.cmdline())) and process.name() != "setpriv"
+    except psutil.NoSuchProcess:
+        # The rig's tools come and go meanwhile.
+        return False
 
 
 def test_a_folder_is_left_over_only_when_its_rig_is_gone(tmp_path: Path) -> None:
