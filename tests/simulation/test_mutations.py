@@ -353,7 +353,7 @@ MUTATIONS: dict[Any, tuple[int, ...]] = {
     requests_without_an_id_are_kept_by_payload: (95,),
     silence_is_no_sign: (41,),
     the_fingerprint_of_the_payload_is_ignored: (562,),
-    two_may_lead: (279,),
+    two_may_lead: (2161,),
     what_an_old_disk_has_is_served: (27,),
     what_the_broker_lost_stays_lost: (1070,),
 }
