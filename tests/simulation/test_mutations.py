@@ -38,7 +38,7 @@ from agent.worker.turns import Turns
 from agent.worker.unclaimed import Unclaimed
 from tests.simulation.schedule import play
 
-BOUND = 3000
+BOUND = 1500
 Patch = pytest.MonkeyPatch
 
 
