@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import cast, get_args
 
 from agent.errors import ConfigError
-from agent.wire.drill import MAX_FAULT_S, Fault, Point
+from agent.wire.drill import Fault, Point
 
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 POINTS: tuple[Point, ...] = get_args(Point)
@@ -97,16 +97,6 @@ def read_points(text: str) -> tuple[At, ...]:
             raise ConfigError(f"--point {part}: a step has a number from 1 on, as in step:2")
         found.append(At(point, int(number) if colon else 1))
     return tuple(found)
-
-
-def check_seconds(seconds: float) -> None:
-    """Check how long faults last.
-
-    Raises:
-        ConfigError: if that is out of bounds.
-    """
-    if not 0.1 <= seconds <= MAX_FAULT_S:  # noqa: PLR2004 - as wire.drill has it
-        raise ConfigError(f"--seconds {seconds:g}: give 0.1 to {MAX_FAULT_S:g}")
 
 
 def _parts(text: str) -> list[str]:
