@@ -147,6 +147,14 @@ def test_what_was_never_packed_is_refused(data: bytes) -> None:
         unpack("packed", "int16", (1000,), memoryview(data))
 
 
+def test_what_lacks_only_its_end_is_refused() -> None:
+    array = np.linspace(1.0, 2.0, 1000, dtype=np.float32)
+    coding, data = pack(array, "packed")
+    assert coding == "packed"
+    with pytest.raises(WireError, match="size that its region says"):
+        unpack("packed", "float32", array.shape, memoryview(data)[:-1])
+
+
 def test_a_region_is_unpacked_once() -> None:
     array = rectified()
     coding, data = pack(array, "packed")
